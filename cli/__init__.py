@@ -1,0 +1,1 @@
+"""The ``tacit`` command: thin verbs over the rest."""

@@ -1,0 +1,1 @@
+"""The data owner's node: daemon, envelope, worker."""

@@ -1,0 +1,1 @@
+"""The shared kernel: errors, configuration, identity, specification, artifacts, state directory."""

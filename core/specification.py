@@ -1,0 +1,491 @@
+"""The run specification: everything an operator may ask of a federation, as typed values.
+
+``run.toml`` is read into these classes by ``core/configuration.py``. What a data owner approves is
+the SHA-256 of :func:`canonical_json` of the resolved specification: comments, order and formatting
+of the file change nothing, any resolved value does. Nothing here loads torch, flwr or grpc.
+
+Each class may define ``problems()``: it yields ``(key, text)`` for every rule that its values break,
+so that a reader can report all of them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Scalar = bool | int | float | str
+
+MAX_ROUNDS = 100_000  # a journal entry per message: bounds the daemon's disk
+MAX_ROUND_DEADLINE_S = 7 * 24 * 3600.0
+
+
+class ColumnKind(enum.Enum):
+    """How one column of a table becomes numbers."""
+
+    NUMBER = "number"  # (x - low) / (high - low), clipped to [0, 1] by the declared range
+    CATEGORY = "category"  # one-hot over the declared values
+    BOOLEAN = "boolean"  # 0 or 1
+
+
+class DataKind(enum.Enum):
+    """What a data set looks like on the outside."""
+
+    TABLE = "table"
+    IMAGE = "image"
+
+
+class ModelKind(enum.Enum):
+    """The built-in models, and ``MODULE`` for a torch factory installed at every owner."""
+
+    LOGISTIC = "logistic"
+    MLP = "mlp"
+    CNN = "cnn"
+    MODULE = "module"
+
+
+class PrivacyMode(enum.Enum):
+    """Who adds noise to what; docs/architecture.md says what each protects."""
+
+    RECORD_DISTRIBUTED = "record-distributed"
+    RECORD_LOCAL = "record-local"
+    CLIENT_DISTRIBUTED = "client-distributed"
+    CLIENT_LOCAL = "client-local"
+    CENTRAL = "central"
+    NONE = "none"
+
+
+class PrivacyUnit(enum.Enum):
+    """Whose presence the guarantee is about."""
+
+    RECORD = "record"
+    SUBJECT = "subject"
+
+
+class Sampling(enum.Enum):
+    """How a step chooses its records; only these two have an account."""
+
+    FULL = "full"  # every record at every step
+    POISSON = "poisson"  # each record independently with probability sample_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSpec:
+    """One declared column of a table.
+
+    Attributes:
+        type: how the column becomes numbers.
+        range: ``(low, high)`` public bounds of a number; values outside are violations.
+        values: the public list of categories, or the two words of a boolean as (false, true).
+        missing: the constant that stands in for an empty cell (a number, or one of ``values``);
+            without it an empty cell is a violation.
+        missing_values: words or numbers that mean "not measured" in the file, beside an empty cell.
+        flag_missing: adds one 0/1 feature that says the cell was empty.
+    """
+
+    type: ColumnKind
+    range: tuple[float, float] | None = None
+    values: tuple[str, ...] = ()
+    missing: float | str | None = None
+    missing_values: tuple[str, ...] = ("", "?", "NA", "NaN", "nan")
+    flag_missing: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.type is ColumnKind.NUMBER:
+            if self.range is None:
+                yield "range", "a number needs range = [low, high], from public knowledge"
+            elif not (math.isfinite(self.range[0]) and self.range[0] < self.range[1]):
+                yield "range", f"expected low < high, both finite, got {list(self.range)}"
+        elif self.range is not None:
+            yield "range", f"only a number has a range, this column is a {self.type.value}"
+        if self.type is ColumnKind.CATEGORY and len(self.values) < 2:
+            yield "values", "a category needs at least two values, from public knowledge"
+        if len(set(self.values)) != len(self.values):
+            yield "values", "expected each value once"
+        if self.type is ColumnKind.NUMBER and isinstance(self.missing, str):
+            yield "missing", "expected a number to stand in for an empty cell"
+        if self.type is ColumnKind.CATEGORY and self.missing is not None:
+            if str(self.missing) not in self.values:
+                yield "missing", "expected one of `values` to stand in for an empty cell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The data contract: what every owner's data set must look like.
+
+    Attributes:
+        kind: table or image.
+        label: the label's column (table); an image's label is its folder or the array ``y``.
+        classes: the label's values, in class order, as they are written in the file.
+        label_map: further spellings of a class in the file, such as ``{"2" = "1"}``.
+        columns: declared columns by name (table).
+        shape: ``(channels, height, width)`` (image).
+        range: the range of a pixel in the file (image); scaled to [0, 1].
+        ignore_undeclared: columns of the file that are not declared are dropped instead of refused.
+    """
+
+    kind: DataKind = DataKind.TABLE
+    label: str = "label"
+    classes: tuple[str, ...]
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, ColumnSpec] = field(default_factory=dict)
+    shape: tuple[int, int, int] | None = None
+    range: tuple[float, float] = (0.0, 255.0)
+    ignore_undeclared: bool = True
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            yield "classes", "expected at least two different classes"
+        for source, target in self.label_map.items():
+            if target not in self.classes:
+                yield f"label_map.{source}", f"expected one of `classes`, got {target!r}"
+        if self.kind is DataKind.TABLE:
+            if not self.columns:
+                yield "columns", "a table needs at least one declared column"
+            if self.label in self.columns:
+                yield (
+                    f"columns.{self.label}",
+                    "the label is declared by `label` and `classes` alone",
+                )
+            if self.shape is not None:
+                yield "shape", "only images have a shape"
+        elif self.shape is None or min(self.shape) < 1:
+            yield "shape", "images need shape = [channels, height, width], each at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What is trained.
+
+    Attributes:
+        kind: a built-in model, or ``module`` for a factory.
+        hidden: widths of the hidden layers (mlp) or channels of the convolutions (cnn).
+        factory: ``"package.module:function"`` returning a ``torch.nn.Module`` (module); it must be
+            installed, and allowed in client.toml, at every owner.
+        parameters: keyword arguments of the factory.
+        seed: seeds the initial weights, which the operator's side makes and every owner receives.
+    """
+
+    kind: ModelKind
+    hidden: tuple[int, ...] = ()
+    factory: str | None = None
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    seed: int = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.kind is ModelKind.MODULE) != (self.factory is not None):
+            yield "factory", 'expected with kind = "module", and only there'
+        if self.factory is not None and self.factory.count(":") != 1:
+            yield "factory", f'expected "package.module:function", got {self.factory!r}'
+        if any(width < 1 for width in self.hidden):
+            yield "hidden", "expected widths of at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """How an owner trains between two messages.
+
+    Attributes:
+        local_steps: optimiser steps per round.
+        batch_size: records per step without differential privacy; 0 means all of them.
+        optimizer: sgd or adam.
+        learning_rate, momentum, weight_decay, proximal_mu: the usual ones; ``proximal_mu`` is
+            FedProx's, and is also taken from the message's config when the strategy sends it.
+        validation_fraction: share of each owner's records that is never trained on.
+        seed: seeds the split and the batches, never noise.
+    """
+
+    local_steps: int = 1
+    batch_size: int = 0
+    optimizer: str = "sgd"
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal_mu: float = 0.0
+    validation_fraction: float = 0.2
+    seed: int = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.local_steps < 1:
+            yield "local_steps", f"expected at least 1, got {self.local_steps}"
+        if self.batch_size < 0:
+            yield "batch_size", f"expected 0 (all records) or more, got {self.batch_size}"
+        if self.optimizer not in ("sgd", "adam"):
+            yield "optimizer", f'expected "sgd" or "adam", got {self.optimizer!r}'
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            yield "learning_rate", f"expected a positive number, got {self.learning_rate}"
+        if not 0 <= self.momentum < 1:
+            yield "momentum", f"expected 0 <= momentum < 1, got {self.momentum}"
+        if not 0 <= self.validation_fraction < 1:
+            yield "validation_fraction", "expected 0 <= fraction < 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySpec:
+    """What protects the records, from which every mechanism is derived.
+
+    Exactly one of ``epsilon`` and ``noise_multiplier`` is given (none of them in mode ``none``).
+
+    Attributes:
+        mode: who adds noise to what.
+        unit: record or subject.
+        clip: L2 bound of one unit's gradient (the clipping norm C).
+        epsilon: target for the whole run, at ``delta``.
+        noise_multiplier: sigma / C.
+        delta: probability that the bound fails; below 1 / records.
+        sampling: full or poisson.
+        sample_rate: Poisson's q.
+        normaliser: public divisor of the noised sum; the expected batch. Never ``len(data)``.
+            0 derives it per owner from the ``records`` that client.toml declares for the data set.
+    """
+
+    mode: PrivacyMode
+    unit: PrivacyUnit = PrivacyUnit.RECORD
+    clip: float | None = None
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    sampling: Sampling = Sampling.FULL
+    sample_rate: float = 1.0
+    normaliser: float = 0.0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        given = [
+            name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None
+        ]
+        if self.mode is PrivacyMode.NONE:
+            for name in (*given, *(n for n in ("clip", "delta") if getattr(self, n) is not None)):
+                yield name, 'mode = "none" adds no noise: remove this key or choose another mode'
+            return
+        if len(given) != 1:
+            yield "epsilon", "expected exactly one of epsilon and noise_multiplier"
+        for name in (*given, "clip"):
+            value = getattr(self, name)
+            if value is None or not (math.isfinite(value) and value > 0):
+                yield name, f"expected a positive number, got {value}"
+        if self.delta is None or not 0 < self.delta < 1:
+            yield "delta", f"expected 0 < delta < 1, got {self.delta}"
+        if not 0 < self.sample_rate <= 1:
+            yield "sample_rate", f"expected 0 < rate <= 1, got {self.sample_rate}"
+        if self.sampling is Sampling.FULL and self.sample_rate != 1.0:
+            yield "sample_rate", 'sampling = "full" takes every record: remove it, or use poisson'
+        if self.normaliser < 0 or not math.isfinite(self.normaliser):
+            yield "normaliser", f"expected 0 or more, got {self.normaliser}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategySpec:
+    """One of Flower's strategies by class name, with its own parameters, unmodified.
+
+    Attributes:
+        name: such as ``FedAvg`` or ``Krum``; server/strategies.py has the table.
+        parameters: keyword arguments of the class.
+        wrapper: one of flwr's server-side differential-privacy wrappers, or empty.
+        wrapper_parameters: its keyword arguments.
+    """
+
+    name: str = "FedAvg"
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    wrapper: str = ""
+    wrapper_parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParticipationSpec:
+    """Who takes part, how often, and how long a round may last.
+
+    Attributes:
+        rounds: rounds to run.
+        min_clients: a round starts, and ends well, with at least this many.
+        fraction: share of the connected clients that each round samples.
+        round_deadline_s: a reply that is not here by then counts as failed.
+        max_attempts: how often a round with too few replies is tried before the run fails.
+    """
+
+    rounds: int
+    min_clients: int = 2
+    fraction: float = 1.0
+    round_deadline_s: float = 600.0
+    max_attempts: int = 3
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            yield "rounds", f"expected 1 to {MAX_ROUNDS}, got {self.rounds}"
+        if self.min_clients < 1:
+            yield "min_clients", f"expected at least 1, got {self.min_clients}"
+        if not 0 < self.fraction <= 1:
+            yield "fraction", f"expected 0 < fraction <= 1, got {self.fraction}"
+        if not 0 < self.round_deadline_s <= MAX_ROUND_DEADLINE_S:
+            yield "round_deadline_s", f"expected 0 < seconds <= {MAX_ROUND_DEADLINE_S:.0f}"
+        if self.max_attempts < 1:
+            yield "max_attempts", f"expected at least 1, got {self.max_attempts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """Federated evaluation on each owner's validation records.
+
+    Exact metrics are values that leave the owner: under any privacy mode but ``none`` an owner's
+    node refuses them unless its policy says ``allow_exact_metrics = true``.
+
+    Attributes:
+        every: evaluate after every this many rounds; 0 never.
+    """
+
+    every: int = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.every < 0:
+            yield "every", f"expected 0 (never) or more, got {self.every}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """One metric that a reply may carry.
+
+    Attributes:
+        range: inclusive bounds; a value outside is refused at the owner.
+        length: 0 for a single number, else the length of the list.
+    """
+
+    range: tuple[float, float]
+    length: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplySpec:
+    """What one kind of reply may contain; everything else is refused at the owner.
+
+    Attributes:
+        arrays: ``"model"``: one array record with the names, shapes and dtypes of the model that
+            the instruction carried; ``"none"``: no arrays.
+        metrics: allowed metrics by name.
+    """
+
+    arrays: str = "model"
+    metrics: Mapping[str, MetricSpec] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.arrays not in ("model", "none"):
+            yield "arrays", f'expected "model" or "none", got {self.arrays!r}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSpec:
+    """A Flower app that is installed at both sides and allowed in client.toml.
+
+    Attributes:
+        client: ``"package.module:client_app"``.
+        server: ``"package.module:server_app"``; empty runs the named strategy.
+        config: the app's ``run_config``.
+    """
+
+    client: str
+    server: str = ""
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for key in ("client", "server"):
+            value = getattr(self, key)
+            if value and value.count(":") != 1:
+                yield key, f'expected "package.module:app", got {value!r}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSpec:
+    """Which rounds' weights the run folder keeps.
+
+    Attributes:
+        rounds: ``"auto"`` (all while they fit in 100 MB, else the last), ``"all"``, ``"none"``.
+        every: keep each k-th round as well; 0 does not.
+    """
+
+    rounds: str = "auto"
+    every: int = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.rounds not in ("auto", "all", "none"):
+            yield "rounds", f'expected "auto", "all" or "none", got {self.rounds!r}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A whole run. Either ``data``, ``model`` and ``training`` are given, or ``app``.
+
+    Attributes:
+        name: what people call it.
+        data_set: which of an owner's data sets, by the name in client.toml.
+        initial: a safetensors file with the initial weights (app runs; relative to run.toml).
+        results: what replies may contain, by message type (``train``, ``evaluate``, ``query``);
+            built-in runs derive it.
+    """
+
+    name: str
+    data_set: str = "default"
+    data: DataSpec | None = None
+    model: ModelSpec | None = None
+    training: TrainingSpec | None = None
+    privacy: PrivacySpec
+    strategy: StrategySpec = StrategySpec()
+    participation: ParticipationSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    retention: RetentionSpec = RetentionSpec()
+    app: AppSpec | None = None
+    initial: str = ""
+    results: Mapping[str, ReplySpec] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        built_in = [key for key in ("data", "model", "training") if getattr(self, key) is not None]
+        if self.app is None:
+            for key in ("data", "model", "training"):
+                if key not in built_in:
+                    yield key, f"missing: a run needs [{key}], or [app] for an app of your own"
+            if self.results:
+                yield "results", "only runs with [app] declare results; built-in runs derive them"
+        else:
+            for key in ("model", "training"):
+                if key in built_in:
+                    yield key, "a run with [app] brings its own model and training"
+            if not self.results:
+                yield "results", "a run with [app] declares what its replies may contain"
+        for key in self.results:
+            if key.split(".")[0] not in ("train", "evaluate", "query"):
+                yield f"results.{key}", "expected train, evaluate or query (or train.<action>)"
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401 - any field of a specification
+    """Turn a specification, or a part of one, into dicts, lists and scalars for JSON.
+
+    Enum members become their values; every field is written, defaults included.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def canonical_json(specification: RunSpec) -> bytes:
+    """Return the one byte string that stands for a resolved specification (UTF-8, sorted keys)."""
+    text = json.dumps(
+        to_plain(specification),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    return text.encode("utf-8")
+
+
+def specification_sha256(canonical: bytes) -> bytes:
+    """Return the hash that an owner's approval covers (32 bytes)."""
+    return hashlib.sha256(canonical).digest()

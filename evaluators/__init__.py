@@ -1,0 +1,1 @@
+"""What a model is worth: explanation, fairness, performance. Nothing is here yet."""

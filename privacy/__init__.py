@@ -1,0 +1,1 @@
+"""All arithmetic and cryptography of privacy; no transport."""

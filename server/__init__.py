@@ -1,0 +1,1 @@
+"""The aggregation daemon: holds no data, cannot train."""
