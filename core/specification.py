@@ -4,8 +4,8 @@
 the SHA-256 of :func:`canonical_json` of the resolved specification: comments, order and formatting
 of the file change nothing, any resolved value does. Nothing here loads torch, flwr or grpc.
 
-Each class may define ``problems()``: it yields ``(key, text)`` for every rule that its values break,
-so that a reader can report all of them at once.
+Each class may define ``problems()``: it yields ``(key, text)`` for every rule that its values
+break, so that a reader can report all of them at once.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class ColumnSpec:
             yield "values", "expected each value once"
         if self.type is ColumnKind.NUMBER and isinstance(self.missing, str):
             yield "missing", "expected a number to stand in for an empty cell"
-        if self.type is ColumnKind.CATEGORY and self.missing is not None:
-            if str(self.missing) not in self.values:
-                yield "missing", "expected one of `values` to stand in for an empty cell"
+        stand_in = self.missing if self.type is ColumnKind.CATEGORY else None
+        if stand_in is not None and str(stand_in) not in self.values:
+            yield "missing", "expected one of `values` to stand in for an empty cell"
 
 
 @dataclass(frozen=True, kw_only=True)
