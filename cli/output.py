@@ -1,0 +1,188 @@
+"""What people and scripts see: tables or JSON on standard output, errors on standard error.
+
+An error is rendered as ``error:``, its problems and a ``hint:``, and becomes the exit code of its
+family. What nobody foresaw is exit code 70: its type and place are shown, not its text, which may
+hold a value of somebody's record; ``TACIT_DEBUG=1`` shows everything. Text that comes from another
+machine is stripped of control characters before it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import json as json_module
+import math
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from tacit.core.errors import TacitError
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows for people.
+
+    Attributes:
+        columns: headings.
+        rows: one sequence of cells per row; None is shown as a dash.
+        empty: what to say when there are no rows.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+    empty: str = "Nothing to show."
+
+
+def emit(
+    value: object, *, json: bool, table: Table | None = None, stream: IO[str] | None = None
+) -> None:
+    """Print a result: as JSON, or as a table, or as one ``key: value`` per line.
+
+    Args:
+        value: dataclasses, mappings, sequences and scalars.
+        json: print ``value`` as JSON, for scripts.
+        table: what people see instead of ``value``.
+        stream: where to print instead of standard output.
+    """
+    out = sys.stdout if stream is None else stream
+    if json:
+        text = json_module.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    elif table is not None:
+        text = table_text(table)
+    else:
+        text = _lines_of(plain(value))
+    print(text, file=out)
+
+
+def plain(value: object) -> Any:  # noqa: ANN401, PLR0911 - JSON; one line per kind
+    """Return a value in terms that JSON has: bytes as hex, times in ISO form, NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (dt.datetime, dt.date)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table_text(table: Table) -> str:
+    """Return aligned columns, numbers to the right."""
+    if not table.rows:
+        return table.empty
+    cells = [[_cell(value) for value in row] for row in table.rows]
+    columns = range(len(table.columns))
+    numeric = [
+        all(isinstance(row[c], (int, float, None.__class__)) for row in table.rows) for c in columns
+    ]
+    widths = [max(len(table.columns[c]), *(len(row[c]) for row in cells)) for c in columns]
+    lines = [
+        "  ".join(
+            row[c].rjust(widths[c]) if numeric[c] else row[c].ljust(widths[c]) for c in columns
+        ).rstrip()
+        for row in [list(table.columns), *cells]
+    ]
+    return "\n".join(lines)
+
+
+def visible(text: str) -> str:
+    """Return text on one line with control characters written out, safe for a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def render_failure(
+    error: BaseException, *, debug: bool = False, stream: IO[str] | None = None
+) -> int:
+    """Print what went wrong and what to do next; return the exit code."""
+    out = sys.stderr if stream is None else stream
+    if debug and not isinstance(error, (click.ClickException, click.Abort)):
+        traceback.print_exception(error, file=out)
+    lines, code = _failure(error)
+    try:
+        print("\n".join(lines), file=out, flush=True)
+    except BrokenPipeError:
+        return code
+    return code
+
+
+def _failure(error: BaseException) -> tuple[list[str], int]:
+    if isinstance(error, TacitError):
+        return _foreseen(error), error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return ["interrupted"], EXIT_INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return [error.format_message()], EXIT_USAGE
+    if isinstance(error, click.ClickException):
+        return _misuse(error), EXIT_USAGE
+    return _bug(error), EXIT_BUG
+
+
+def _foreseen(error: TacitError) -> list[str]:
+    lines = [f"error: {visible(error.message)} [{error.code}]"]
+    problems: tuple[str, ...] = getattr(error, "problems", ())
+    lines += [f"  {visible(problem)}" for problem in problems]
+    if error.hint:
+        lines.append(f"hint: {visible(error.hint)}")
+    return lines
+
+
+def _misuse(error: click.ClickException) -> list[str]:
+    lines = [f"error: {visible(error.format_message())} [E-USAGE]"]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        lines.append(f"hint: {context.command_path} --help")
+    return lines
+
+
+def _bug(error: BaseException) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return [
+        f"error: unexpected {type(error).__name__}{place}: this is a bug in tacit [E-BUG]",
+        "hint: Set TACIT_DEBUG=1 and run it again to see where; look before you share the output.",
+    ]
+
+
+def _lines_of(value: object, indent: str = "") -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(_entry(key, item, indent) for key, item in value.items())
+    if isinstance(value, list):
+        return "\n".join(_entry("-", item, indent) for item in value) or f"{indent}-"
+    return indent + _cell(value)
+
+
+def _entry(key: object, item: object, indent: str) -> str:
+    name = f"{indent}{visible(str(key))}" + ("" if key == "-" else ":")
+    if isinstance(item, (Mapping, list)) and item:
+        return f"{name}\n{_lines_of(item, indent + '  ')}"
+    return f"{name} {_cell(None if item in ({}, []) else item)}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return visible(str(value.value if isinstance(value, enum.Enum) else value))
