@@ -1,0 +1,102 @@
+"""``manifest.json``: what a run was and how each round went, rewritten whole after every round.
+
+It names hashes, node ids, cohorts and aggregated metrics; never an owner's own metric, nor data.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tacit.core.artifacts import RunFolder, sha256_file, write_atomic
+from tacit.core.specification import canonical_json, specification_sha256, to_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tacit.core.specification import RunSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundEntry:
+    """How one round went.
+
+    Attributes:
+        round, attempt: its number, and which try succeeded.
+        cohort: node ids that were asked.
+        failed: reasons by node id (as text, for JSON).
+        metrics: the strategy's aggregate of the replies' metrics.
+        evaluation: the aggregate of the owners' evaluation, where there was one.
+        seconds: wall-clock time of the successful attempt.
+    """
+
+    round: int
+    attempt: int
+    cohort: Sequence[int]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] | None = None
+    evaluation: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+
+
+class RunManifest:
+    """The manifest of one run folder."""
+
+    def __init__(self, folder: RunFolder, content: dict[str, Any]) -> None:
+        self._folder = folder
+        self._content = content
+
+    @classmethod
+    def begin(
+        cls, folder: RunFolder, run_id: str, run: RunSpec, *, finished_rounds: int = 0
+    ) -> RunManifest:
+        """Start a manifest, or take up the one of an interrupted run after its last checkpoint."""
+        rounds: list[dict[str, Any]] = []
+        if finished_rounds and folder.manifest.exists():
+            before = json.loads(folder.manifest.read_bytes())
+            rounds = [entry for entry in before["rounds"] if entry["round"] <= finished_rounds]
+        canonical = canonical_json(run)
+        content = {
+            "format": FORMAT,
+            "run_id": run_id,
+            "name": run.name,
+            "status": "running",
+            "software_version": importlib.metadata.version("tacit"),
+            "specification_sha256": specification_sha256(canonical).hex(),
+            "privacy": to_plain(run.privacy),
+            "strategy": to_plain(run.strategy),
+            "initial_sha256": _sha256_or_none(folder),
+            "model_sha256": None,
+            "rounds": rounds,
+        }
+        manifest = cls(folder, content)
+        manifest.write()
+        return manifest
+
+    def add(self, entry: RoundEntry) -> None:
+        """Add a finished round."""
+        self._content["rounds"].append(asdict(entry) | {"seconds": round(entry.seconds, 3)})
+        self.write()
+
+    def finish(self) -> None:
+        """Mark the run as finished, with the hash of its model."""
+        self._content["status"] = "finished"
+        if self._folder.model.exists():
+            self._content["model_sha256"] = sha256_file(self._folder.model).hex()
+        self.write()
+
+    def write(self) -> None:
+        """Write the file whole or not at all."""
+        members = self._folder.path / "members.json"  # the daemon's: node id -> member name
+        if members.exists():
+            self._content["members"] = json.loads(members.read_bytes())
+        text = json.dumps(self._content, indent=1, allow_nan=False, ensure_ascii=False)
+        write_atomic(self._folder.manifest, text.encode() + b"\n")
+
+
+def _sha256_or_none(folder: RunFolder) -> str | None:
+    return sha256_file(folder.initial).hex() if folder.initial.exists() else None
