@@ -1,0 +1,1 @@
+"""Small data sets that ship inside the package, each with its attribution."""
