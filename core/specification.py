@@ -15,29 +15,49 @@ import enum
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tacit.core.data_contract import ColumnKind, ColumnSpec, DataKind, DataSpec
+
+__all__ = [
+    "MAX_NAME_CHARACTERS",
+    "MAX_ROUNDS",
+    "MAX_ROUND_DEADLINE_S",
+    "AppSpec",
+    "ColumnKind",
+    "ColumnSpec",
+    "DataKind",
+    "DataSpec",
+    "EvaluationSpec",
+    "MetricSpec",
+    "ModelKind",
+    "ModelSpec",
+    "ParticipationSpec",
+    "PrivacyMode",
+    "PrivacySpec",
+    "PrivacyUnit",
+    "ReplySpec",
+    "RetentionSpec",
+    "RunSpec",
+    "Sampling",
+    "Scalar",
+    "StrategySpec",
+    "TrainingSpec",
+    "canonical_json",
+    "specification_sha256",
+    "to_plain",
+]
+
 Scalar = bool | int | float | str
 
 MAX_ROUNDS = 100_000  # a journal entry per message: bounds the daemon's disk
+MAX_NAME_CHARACTERS = 80  # it stands in tables on other people's terminals
 MAX_ROUND_DEADLINE_S = 7 * 24 * 3600.0
 
-
-class ColumnKind(enum.Enum):
-    """How one column of a table becomes numbers."""
-
-    NUMBER = "number"  # (x - low) / (high - low), clipped to [0, 1] by the declared range
-    CATEGORY = "category"  # one-hot over the declared values
-    BOOLEAN = "boolean"  # 0 or 1
-
-
-class DataKind(enum.Enum):
-    """What a data set looks like on the outside."""
-
-    TABLE = "table"
-    IMAGE = "image"
+_DATA_SET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class ModelKind(enum.Enum):
@@ -75,90 +95,6 @@ class Sampling(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnSpec:
-    """One declared column of a table.
-
-    Attributes:
-        type: how the column becomes numbers.
-        range: ``(low, high)`` public bounds of a number; values outside are violations.
-        values: the public list of categories, or the two words of a boolean as (false, true).
-        missing: the constant that stands in for an empty cell (a number, or one of ``values``);
-            without it an empty cell is a violation.
-        missing_values: words or numbers that mean "not measured" in the file, beside an empty cell.
-        flag_missing: adds one 0/1 feature that says the cell was empty.
-    """
-
-    type: ColumnKind
-    range: tuple[float, float] | None = None
-    values: tuple[str, ...] = ()
-    missing: float | str | None = None
-    missing_values: tuple[str, ...] = ("", "?", "NA", "NaN", "nan")
-    flag_missing: bool = False
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.type is ColumnKind.NUMBER:
-            if self.range is None:
-                yield "range", "a number needs range = [low, high], from public knowledge"
-            elif not (math.isfinite(self.range[0]) and self.range[0] < self.range[1]):
-                yield "range", f"expected low < high, both finite, got {list(self.range)}"
-        elif self.range is not None:
-            yield "range", f"only a number has a range, this column is a {self.type.value}"
-        if self.type is ColumnKind.CATEGORY and len(self.values) < 2:
-            yield "values", "a category needs at least two values, from public knowledge"
-        if len(set(self.values)) != len(self.values):
-            yield "values", "expected each value once"
-        if self.type is ColumnKind.NUMBER and isinstance(self.missing, str):
-            yield "missing", "expected a number to stand in for an empty cell"
-        stand_in = self.missing if self.type is ColumnKind.CATEGORY else None
-        if stand_in is not None and str(stand_in) not in self.values:
-            yield "missing", "expected one of `values` to stand in for an empty cell"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """The data contract: what every owner's data set must look like.
-
-    Attributes:
-        kind: table or image.
-        label: the label's column (table); an image's label is its folder or the array ``y``.
-        classes: the label's values, in class order, as they are written in the file.
-        label_map: further spellings of a class in the file, such as ``{"2" = "1"}``.
-        columns: declared columns by name (table).
-        shape: ``(channels, height, width)`` (image).
-        range: the range of a pixel in the file (image); scaled to [0, 1].
-        ignore_undeclared: columns of the file that are not declared are dropped instead of refused.
-    """
-
-    kind: DataKind = DataKind.TABLE
-    label: str = "label"
-    classes: tuple[str, ...]
-    label_map: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, ColumnSpec] = field(default_factory=dict)
-    shape: tuple[int, int, int] | None = None
-    range: tuple[float, float] = (0.0, 255.0)
-    ignore_undeclared: bool = True
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            yield "classes", "expected at least two different classes"
-        for source, target in self.label_map.items():
-            if target not in self.classes:
-                yield f"label_map.{source}", f"expected one of `classes`, got {target!r}"
-        if self.kind is DataKind.TABLE:
-            if not self.columns:
-                yield "columns", "a table needs at least one declared column"
-            if self.label in self.columns:
-                yield (
-                    f"columns.{self.label}",
-                    "the label is declared by `label` and `classes` alone",
-                )
-            if self.shape is not None:
-                yield "shape", "only images have a shape"
-        elif self.shape is None or min(self.shape) < 1:
-            yield "shape", "images need shape = [channels, height, width], each at least 1"
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What is trained.
 
@@ -184,6 +120,8 @@ class ModelSpec:
             yield "factory", f'expected "package.module:function", got {self.factory!r}'
         if any(width < 1 for width in self.hidden):
             yield "hidden", "expected widths of at least 1"
+        if self.seed < 0:
+            yield "seed", f"expected 0 or more, got {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +159,9 @@ class TrainingSpec:
             yield "learning_rate", f"expected a positive number, got {self.learning_rate}"
         if not 0 <= self.momentum < 1:
             yield "momentum", f"expected 0 <= momentum < 1, got {self.momentum}"
+        for name in ("weight_decay", "proximal_mu", "seed"):
+            if not getattr(self, name) >= 0:
+                yield name, f"expected 0 or more, got {getattr(self, name)}"
         if not 0 <= self.validation_fraction < 1:
             yield "validation_fraction", "expected 0 <= fraction < 1"
 
@@ -356,6 +297,12 @@ class MetricSpec:
     range: tuple[float, float]
     length: int = 0
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.range[0] <= self.range[1]:
+            yield "range", f"expected low <= high, got {list(self.range)}"
+        if self.length < 0:
+            yield "length", f"expected 0 (a single number) or more, got {self.length}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplySpec:
@@ -411,6 +358,8 @@ class RetentionSpec:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.rounds not in ("auto", "all", "none"):
             yield "rounds", f'expected "auto", "all" or "none", got {self.rounds!r}'
+        if self.every < 0:
+            yield "every", f"expected 0 (no) or more, got {self.every}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,6 +389,13 @@ class RunSpec:
     results: Mapping[str, ReplySpec] = field(default_factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if not (self.name.isprintable() and 1 <= len(self.name) <= MAX_NAME_CHARACTERS):
+            yield "name", f"expected 1 to {MAX_NAME_CHARACTERS} printable characters"
+        if not _DATA_SET.fullmatch(self.data_set):
+            yield "data_set", f"expected letters, digits, '-', '_' and '.', got {self.data_set!r}"
+        yield from self._problems_of_parts()
+
+    def _problems_of_parts(self) -> Iterator[tuple[str, str]]:
         built_in = [key for key in ("data", "model", "training") if getattr(self, key) is not None]
         if self.app is None:
             for key in ("data", "model", "training"):
