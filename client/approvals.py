@@ -1,0 +1,272 @@
+"""Whether a run may happen here: the owner's policy, then the owner's word.
+
+An offered run is first held against the policy, rule by rule in the order of ``RULES``; what breaks
+one is denied with its code. What the policy admits is approved by rule, or waits for a person. An
+approval covers one run: the SHA-256 of its canonical specification, and the fingerprint of every
+app and factory that it names. The node computes both again before each message; if either differs,
+nothing leaves.
+
+Pure: no clock, file or socket, except :func:`fingerprint_apps`, which reads the installed packages.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
+from tacit.core.artifacts import sha256_app_files
+from tacit.core.errors import RefusedError
+from tacit.core.specification import ModelKind, PrivacyMode, PrivacySpec, PrivacyUnit, RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BUILT_IN_APP = "tacit.learning.app:app"
+BUILT_MODES = (PrivacyMode.RECORD_LOCAL, PrivacyMode.NONE)  # the others have no mechanism yet
+
+
+class Verdict(enum.Enum):
+    """The owner's word on a run."""
+
+    APPROVED = "approved"
+    PENDING = "pending"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict and why.
+
+    Attributes:
+        verdict: approved, pending or denied.
+        code: a stable code, which the server is told; empty when approved.
+        reason: a sentence for the owner, which stays here.
+        by: ``rule``, ``policy`` or ``hand``.
+    """
+
+    verdict: Verdict
+    code: str = ""
+    reason: str = ""
+    by: str = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """An offered run as the rules see it.
+
+    Attributes:
+        specification: what is asked.
+        epsilon: what the run would cost each record of the data set here, at its own delta; None
+            in mode none.
+        isolated: whether a worker can be confined on this machine.
+    """
+
+    specification: RunSpec
+    epsilon: float | None
+    isolated: bool
+
+
+def app_of(specification: RunSpec) -> str:
+    """Name the ClientApp that a run calls, as ``package.module:attribute``."""
+    return BUILT_IN_APP if specification.app is None else specification.app.client
+
+
+def fingerprint_apps(specification: RunSpec) -> bytes:
+    """Hash the installed files of every app and factory that a run executes here.
+
+    Raises:
+        UnavailableError: one of them is not installed.
+        RefusedError: one of them cannot be covered by a fingerprint.
+    """
+    names = [app_of(specification)]
+    if specification.model is not None and specification.model.factory is not None:
+        names.append(specification.model.factory)
+    digest = hashlib.sha256(b"tacit approved apps v1\0")
+    for name in names:
+        digest.update(name.encode() + b"\0" + sha256_app_files(name.partition(":")[0]))
+    return digest.digest()
+
+
+def _data_set_exists(offer: Offer, config: ClientConfig) -> None:
+    name = offer.specification.data_set
+    if name not in config.data_sets and offer.specification.data is not None:
+        raise RefusedError(
+            "E-POLICY-DATA-SET",
+            f"expected a data set of this node, got {name!r}",
+            hint="Declare it under [data_sets] in client.toml, or agree on another name.",
+        )
+
+
+def _mode_is_accepted(offer: Offer, config: ClientConfig) -> None:
+    mode = offer.specification.privacy.mode
+    if mode not in config.policy.modes:
+        accepted = ", ".join(each.value for each in config.policy.modes)
+        raise RefusedError("E-POLICY-MODE", f"expected one of {accepted}, got {mode.value}")
+
+
+def _mechanism_is_built(offer: Offer, config: ClientConfig) -> None:
+    verify_mechanism(offer.specification.privacy, app=offer.specification.app is not None)
+    del config
+
+
+def verify_mechanism(privacy: PrivacySpec, *, app: bool) -> None:
+    """Refuse a promise that this version has no mechanism to keep.
+
+    Args:
+        privacy: what the run promises.
+        app: whether the run brings an app of its own, whose training nobody here vouches for.
+
+    Raises:
+        RefusedError: E-MODE-NOT-BUILT, E-UNIT-NOT-BUILT or E-MODE-APP.
+    """
+    if privacy.mode not in BUILT_MODES:
+        raise RefusedError(
+            "E-MODE-NOT-BUILT", f"mode {privacy.mode.value} has no mechanism in this version"
+        )
+    if privacy.mode is PrivacyMode.NONE:
+        return
+    if privacy.unit is not PrivacyUnit.RECORD:
+        raise RefusedError(
+            "E-UNIT-NOT-BUILT", f"unit {privacy.unit.value} has no mechanism in this version"
+        )
+    if app:
+        raise RefusedError(
+            "E-MODE-APP",
+            f"expected the built-in app for {privacy.mode.value}, got an app of its own",
+            hint="Nothing here makes a foreign app's training private record by record.",
+        )
+
+
+def _epsilon_has_room(offer: Offer, config: ClientConfig) -> None:
+    if offer.specification.privacy.mode is PrivacyMode.NONE:
+        return
+    limit = config.policy.max_epsilon_per_run
+    if offer.epsilon is None or not offer.epsilon <= limit:
+        asked = "an unknown epsilon" if offer.epsilon is None else f"{offer.epsilon:.4g}"
+        raise RefusedError("E-POLICY-EPSILON", f"expected epsilon of at most {limit}, got {asked}")
+
+
+def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
+    privacy = offer.specification.privacy
+    data_set = config.data_sets.get(offer.specification.data_set)
+    if privacy.delta is None or data_set is None:
+        return
+    if privacy.delta * data_set.records >= 1:
+        raise RefusedError(
+            "E-POLICY-DELTA",
+            f"expected delta below 1 / {data_set.records} records, got {privacy.delta:g}",
+        )
+
+
+def _metrics_are_protected(offer: Offer, config: ClientConfig) -> None:
+    verify_exact_metrics(offer.specification, config.policy)
+
+
+def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
+    """Refuse evaluation on records whose mode promises noise, unless the owner allows it.
+
+    Raises:
+        RefusedError: E-POLICY-EXACT-METRICS.
+    """
+    if specification.privacy.mode is PrivacyMode.NONE or specification.evaluation.every == 0:
+        return
+    if not policy.allow_exact_metrics:
+        raise RefusedError(
+            "E-POLICY-EXACT-METRICS",
+            f"expected evaluation.every = 0 under {specification.privacy.mode.value}: "
+            "metrics would leave without noise",
+            hint="The owner may allow it: allow_exact_metrics = true under [policy].",
+        )
+
+
+def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
+    promised, floor = offer.specification.participation.min_clients, config.policy.min_clients
+    if promised < floor:
+        raise RefusedError(
+            "E-POLICY-COHORT", f"expected min_clients of at least {floor}, got {promised}"
+        )
+
+
+def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
+    app, model = offer.specification.app, offer.specification.model
+    if app is not None and app.client not in config.policy.apps:
+        raise RefusedError(
+            "E-POLICY-APP",
+            f"expected an app that client.toml allows, got {app.client!r}",
+            hint=f'To allow it: [policy.apps."{app.client}"], after reading its code.',
+        )
+    factory = model.factory if model is not None else None
+    if factory is not None and factory not in config.policy.allowed_factories:
+        raise RefusedError(
+            "E-POLICY-FACTORY",
+            f"expected a factory that client.toml allows, got {factory!r}",
+            hint="To allow it, add it to allowed_factories, after reading its code.",
+        )
+
+
+def _worker_is_confined(offer: Offer, config: ClientConfig) -> None:
+    model = offer.specification.model
+    foreign = offer.specification.app is not None or (
+        model is not None and model.kind is ModelKind.MODULE
+    )
+    if foreign and not offer.isolated and not config.policy.allow_unisolated_apps:
+        raise RefusedError(
+            "E-POLICY-ISOLATION",
+            "expected a confined worker for foreign code; this machine cannot confine one",
+            hint="`tacit client check` tells what is missing.",
+        )
+
+
+RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
+    _mode_is_accepted,
+    _mechanism_is_built,
+    _data_set_exists,
+    _epsilon_has_room,
+    _delta_is_small,
+    _metrics_are_protected,
+    _cohort_is_large,
+    _app_is_allowed,
+    _worker_is_confined,
+)
+
+
+def judge(offer: Offer, config: ClientConfig) -> Judgement:
+    """Hold an offered run against the policy, and say whether a person must be asked."""
+    for rule in RULES:
+        try:
+            rule(offer, config)
+        except RefusedError as error:
+            reason = f"{error.message}. {error.hint}".removesuffix(". ")
+            return Judgement(verdict=Verdict.DENIED, code=error.code, reason=reason)
+    if config.policy.approve is Approval.RULE:
+        name = _fitting_rule(offer, config)
+        if name is not None:
+            return Judgement(verdict=Verdict.APPROVED, reason=name, by="rule")
+    return Judgement(
+        verdict=Verdict.PENDING,
+        code="E-APPROVAL-PENDING",
+        reason="the policy admits it; a person must say yes: tacit client approve RUN",
+    )
+
+
+def _fitting_rule(offer: Offer, config: ClientConfig) -> str | None:
+    if not config.policy.rules:
+        return "the policy itself"
+    for name, rule in config.policy.rules.items():
+        if _fits(offer, rule):
+            return name
+    return None
+
+
+def _fits(offer: Offer, rule: ApprovalRule) -> bool:
+    specification = offer.specification
+    if rule.data_sets and specification.data_set not in rule.data_sets:
+        return False
+    if rule.modes and specification.privacy.mode not in rule.modes:
+        return False
+    if rule.max_rounds and specification.participation.rounds > rule.max_rounds:
+        return False
+    return not rule.max_epsilon or (offer.epsilon is not None and offer.epsilon <= rule.max_epsilon)

@@ -1,0 +1,226 @@
+"""A data owner's node without its transport: offers in, verdicts out; instructions in, replies out.
+
+The daemon and the simulator drive the same node. It trusts neither side: not the server, whose
+offers and instructions are held against the policy and the approval, and not the app, whose reply
+is copied, rebuilt and checked before it may leave. Whatever it decides is in the decision log
+before anybody is told.
+
+The rules:
+
+1. A run that is offered again keeps a word that a person gave; all else is judged anew.
+2. An instruction is answered once per attempt: a stored answer is given again, never made again.
+3. The checks that need no reply run before the app is called.
+4. A reply is copied into the outbox before it is checked, and the copy is what is checked and sent.
+5. Of what an app says, only arrays and metrics that passed the envelope leave; the head is ours.
+6. A refusal or failure leaves as a stable code, and its reason stays here.
+7. A full disk is nobody's failure: the instruction stays open.
+
+Methods block, and may be called from several threads; the messages of one run go one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import threading
+from typing import TYPE_CHECKING
+
+from tacit.client.approvals import Judgement, Verdict, fingerprint_apps
+from tacit.client.envelope import Release, verify_permitted
+from tacit.client.identifiers import verify_message_id, verify_run_id
+from tacit.client.replies import Replies
+from tacit.client.runs import PREPARED_NAME, Runs, Surroundings, parse_specification
+from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
+from tacit.core.specification import specification_sha256
+from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
+from tacit.protos.manifest import check_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tacit.client.configuration import ClientConfig
+    from tacit.client.payload import Payload
+    from tacit.client.store import OutboxEntry, RunRecord, Store
+
+
+class Node:
+    """One owner's node; see the module's docstring for its rules.
+
+    Attributes:
+        node_id: the node's number, which Flower calls it by.
+        config: the owner's client.toml.
+        store: what the node remembers.
+    """
+
+    def __init__(
+        self, *, node_id: int, config: ClientConfig, store: Store, around: Surroundings
+    ) -> None:
+        self.node_id = node_id
+        self.config = config
+        self.store = store
+        self._around = around
+        self._runs = Runs(node_id=node_id, config=config, store=store, around=around)
+        self._replies = Replies(around.folder, config=config, store=store, clock=around.clock)
+        self._locks: dict[str, threading.RLock] = {}
+        self._locks_guard = threading.Lock()
+
+    def offer(self, run_id: str, specification: bytes, sha256: bytes) -> Judgement:
+        """Judge an offered run, and get an approved one ready.
+
+        Raises:
+            ProtocolError: the offer contradicts itself.
+        """
+        verify_run_id(run_id)
+        if specification_sha256(specification) != sha256:
+            raise ProtocolError("E-OFFER-HASH", "the offer's hash is not that of its specification")
+        with self._run_lock(run_id):
+            known = self.store.load_run(run_id)
+            run = self._runs.judged(run_id, specification, known)
+            if run.verdict is Verdict.APPROVED:
+                run = self._runs.made_ready(run)
+            self._runs.remember(run, known)
+            return run.judgement
+
+    def approve(self, run_id: str) -> Judgement:
+        """Record that a person approves a run that the policy admits.
+
+        Raises:
+            UsageError: no such run was offered, or it is over.
+            RefusedError: the policy denies it, whoever asks, or the data do not fit.
+        """
+        with self._run_lock(run_id):
+            known = self._runs.known(run_id)
+            run = self._runs.approved_by_hand(known)
+            if run.verdict is Verdict.APPROVED:
+                run = self._runs.made_ready(run)
+            self._runs.remember(run, known)
+        if run.verdict is not Verdict.APPROVED:
+            raise RefusedError(run.code, run.reason)
+        return run.judgement
+
+    def deny(self, run_id: str, reason: str = "") -> Judgement:
+        """Record that a person denies a run; one that is under way stops here at once.
+
+        Raises:
+            UsageError: no such run was offered, or it is over.
+        """
+        known = self._runs.known(run_id)
+        run = dataclasses.replace(
+            known,
+            verdict=Verdict.DENIED,
+            code="E-APPROVAL-DENIED",
+            reason=reason or "denied by a person",
+            decided_by="hand",
+            decided_at_s=self._around.clock(),
+        )
+        self._runs.remember(run, known)  # first, so that what the app is doing cannot leave
+        self._around.runner.end(run_id)
+        return run.judgement
+
+    def verify_instruction(self, head: fleet_pb2.InstructionHead) -> None:
+        """Check an instruction's head before its bytes are accepted.
+
+        Raises:
+            ProtocolError: it breaks a rule of the wire.
+        """
+        verify_message_id(head.run_id, head.message_id)
+        check_manifest(head.manifest, max_bytes=self.config.policy.max_update_bytes)
+
+    def find_reply(self, head: fleet_pb2.InstructionHead) -> OutboxEntry | None:
+        """Return the stored answer to this attempt of an instruction, if there is one."""
+        return self._replies.find(head)
+
+    def open_reply(self, entry: OutboxEntry) -> memoryview:
+        """Map the payload of a stored answer for sending.
+
+        Raises:
+            UnavailableError: it is gone.
+        """
+        return (
+            self._replies.outbox.open_view(entry.payload_file)
+            if entry.payload_file
+            else memoryview(b"")
+        )
+
+    def answer(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
+        """Answer an instruction; the answer is stored before this returns.
+
+        Raises:
+            ProtocolError: the instruction breaks a rule of the wire.
+            UnavailableError: the disk is full, or the like: try again later.
+        """
+        self.verify_instruction(head)
+        with self._run_lock(head.run_id):
+            entry = self._replies.find(head)
+            if entry is not None:
+                return entry
+            try:
+                return self._answered(head, payload)
+            except UnavailableError as error:
+                if error.code != "E-APP-MISSING":
+                    raise
+                return self._replies.store_error(head, error)
+            except TacitError as error:
+                return self._replies.store_error(head, error)
+
+    def _answered(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
+        run = self._runs.known(head.run_id)
+        release = self._release(head, run)
+        verify_permitted(release)
+        call = pipe_pb2.WorkerCall(instruction=head)
+        if head.message_type.partition(".")[0] == "train":
+            call.noise_key = self.store.noise_key(
+                head.message_id, head.attempt, fresh=self._around.fresh_key
+            )
+        self._runs.prepare(run, release.specification)
+        setup = self._runs.setup(run, release.specification)
+        with contextlib.closing(self._around.runner.call(setup, call, payload)) as answer:
+            now = self._runs.known(head.run_id)  # the owner may have said no meanwhile
+            release = dataclasses.replace(release, verdict=now.verdict)
+            return self._replies.store_answer(release, answer, now)
+
+    def _release(self, head: fleet_pb2.InstructionHead, run: RunRecord) -> Release:
+        specification = parse_specification(run.specification)
+        released = self.store.count_releases(head.run_id, head.message_type)
+        epsilon = run.epsilon
+        if released >= specification.participation.rounds:  # rounds were tried again
+            epsilon = self._runs.epsilon(specification, released + 1)
+        return Release(
+            specification=specification,
+            verdict=run.verdict,
+            approved_sha256=run.specification_sha256,
+            approved_app_sha256=run.app_sha256,
+            app_sha256=fingerprint_apps(specification),
+            released=released,
+            epsilon=epsilon,
+            policy=self.config.policy,
+            instruction=head,
+            manifest=records_pb2.Manifest(),
+            payload_bytes=0,
+            payload_sha256=b"",
+        )
+
+    def mark_received(self, message_id: str) -> None:
+        """Note that the server has given a receipt for an answer."""
+        self.store.mark_received(message_id, self._around.clock())
+
+    def close_message(self, message_id: str) -> None:
+        """Forget an answer that is committed or no longer wanted, and its noise key."""
+        self._replies.forget(message_id)
+
+    def end_run(self, run_id: str, status: str) -> None:
+        """Forget what a finished run needed; its split and its decisions stay."""
+        verify_run_id(run_id)
+        self._around.runner.end(run_id)
+        with self._run_lock(run_id):
+            self._replies.forget_run(run_id, status)
+            (self._runs.run_folder(run_id) / PREPARED_NAME).unlink(missing_ok=True)
+            shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _run_lock(self, run_id: str) -> Iterator[None]:
+        with self._locks_guard:
+            lock = self._locks.setdefault(run_id, threading.RLock())
+        with lock:
+            yield

@@ -1,0 +1,132 @@
+"""Replies on their way out: copied and persisted before the first byte leaves, never made twice.
+
+A worker's payload is first copied into a file of the daemon's own, hashed as it is copied; what is
+checked and what is sent is that copy. The entry in the store names it. A reply is sent again, never
+trained again, until the server says that the round is committed. A file that no entry names is the
+rest of a crash, and is removed at the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.core.errors import RefusedError, UnavailableError
+from tacit.core.files import make_private_folder
+from tacit.protos.payload import map_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tacit.client.payload import Payload
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPayload:
+    """The daemon's own copy of a payload.
+
+    Attributes:
+        name: its file in the outbox folder.
+        size: in bytes.
+        sha256: of its bytes.
+    """
+
+    name: str
+    size: int
+    sha256: bytes
+
+
+class Outbox:
+    """The folder of payload files.
+
+    Attributes:
+        folder: where they stand.
+        durable: whether each file is flushed to the disk (``journal = "power"``).
+    """
+
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        make_private_folder(folder)
+        self.folder = folder
+        self.durable = durable
+
+    def store(self, payload: Payload, name: str, *, max_bytes: int) -> StoredPayload:
+        """Copy an untrusted payload into a file of our own.
+
+        Raises:
+            RefusedError: it is larger than the owner allows.
+            ProtocolError: it shrank while it was read, or is no file.
+            UnavailableError: the disk is full.
+        """
+        path = self.folder / name
+        if payload.size > max_bytes:
+            raise RefusedError(
+                "E-POLICY-SIZE", f"expected at most {max_bytes} bytes, got {payload.size}"
+            )
+        try:
+            with _new_file(path) as descriptor:
+                size, digest = _copy(payload, descriptor)
+                if self.durable:
+                    os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UnavailableError(
+                    "E-DISK-FULL",
+                    f"expected room for {payload.size} bytes in {self.folder}",
+                    hint="Free some disk; the update is then made again.",
+                ) from error
+            raise UnavailableError(
+                "E-OUTBOX", f"expected to write {path}: {error.strerror}"
+            ) from error
+        return StoredPayload(name=name, size=size, sha256=digest)
+
+    def open_view(self, name: str) -> memoryview:
+        """Map a stored payload for reading.
+
+        Raises:
+            UnavailableError: it is gone.
+        """
+        try:
+            return map_payload(self.folder / name)
+        except OSError as error:
+            raise UnavailableError("E-OUTBOX", f"expected the stored reply {name}") from error
+
+    def remove(self, name: str) -> None:
+        """Delete a payload file, if there is one."""
+        if name:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def sweep(self, keep: set[str]) -> None:
+        """Delete every file that is not among ``keep``."""
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """Open a file for writing in place of any older one; on failure nothing stays behind."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _copy(payload: Payload, descriptor: int) -> tuple[int, bytes]:
+    digest, size = hashlib.sha256(), 0
+    for piece in payload.pieces():
+        digest.update(piece)
+        written = 0
+        while written < piece.nbytes:
+            written += os.write(descriptor, piece[written:])
+        size += piece.nbytes
+    return size, digest.digest()

@@ -1,0 +1,246 @@
+"""From what an app answered to what is stored to leave: copied, rebuilt, checked, recorded.
+
+The head of a reply is made here: of the app's own words only arrays and metrics that passed the
+envelope are kept. A refusal or a failure leaves as a stable code; an app of somebody's own chooses
+among a few, so that a code cannot carry anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from tacit.client.configuration import ClientConfig, Journal
+from tacit.client.envelope import Release, verify_release
+from tacit.client.outbox import Outbox, StoredPayload
+from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
+from tacit.core.errors import ProtocolError, RefusedError, TacitError
+from tacit.protos import fleet_pb2, records_pb2
+from tacit.protos.manifest import check_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tacit.client.runner import AppAnswer
+
+logger = logging.getLogger("tacit.client.replies")
+
+_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+_CODE = re.compile(r"E-[A-Z0-9-]{1,60}")
+_FOREIGN_CODES = frozenset(
+    (
+        "E-APP-EMPTY",
+        "E-APP-IMPORT",
+        "E-APP-RAISED",
+        "E-RECORD-ARRAY",
+        "E-RECORD-KEY",
+        "E-RECORD-TOO-LONG",
+        "E-RECORD-VALUE",
+    )
+)
+
+
+class Replies:
+    """The outbox with its decisions; the caller serialises calls for one run."""
+
+    def __init__(
+        self, folder: Path, *, config: ClientConfig, store: Store, clock: Callable[[], float]
+    ) -> None:
+        durable = config.journal is Journal.POWER
+        self.outbox = Outbox(folder / "outbox", durable=durable)
+        self._states = Outbox(folder / "states", durable=durable)
+        self._config = config
+        self._store = store
+        self._clock = clock
+        self.outbox.sweep({entry.payload_file for entry in store.list_replies()})
+        self._states.sweep({run.state_file for run in store.list_runs() if not run.ended})
+
+    def find(self, head: fleet_pb2.InstructionHead) -> OutboxEntry | None:
+        """Return the stored answer to this attempt of an instruction, if there is one."""
+        entry = self._store.load_reply(head.message_id)
+        if entry is None or entry.attempt != head.attempt:
+            return None
+        return entry if entry.instruction_sha256 == head.manifest.payload_sha256 else None
+
+    def store_answer(self, release: Release, answer: AppAnswer, run: RunRecord) -> OutboxEntry:
+        """Copy an app's answer, check the copy, and store it to leave.
+
+        Raises:
+            RefusedError: the envelope said no; nothing of the answer is kept.
+            ProtocolError: the answer's bytes or manifest are malformed.
+            UnavailableError: the disk is full.
+        """
+        head = release.instruction
+        if answer.reply.WhichOneof("outcome") != "manifest" or answer.payload is None:
+            code = _code_of(
+                answer.reply.failure.reason, foreign=release.specification.app is not None
+            )
+            return self.store_failure(head, "failed", code, "the app failed: see its log")
+        stored = self.outbox.store(
+            answer.payload,
+            f"{head.message_id}.{head.attempt}.{head.manifest.payload_sha256.hex()[:8]}",
+            max_bytes=self._config.policy.max_update_bytes,
+        )
+        try:
+            manifest = self._verified(release, answer.reply.manifest, stored)
+        except TacitError:
+            self.outbox.remove(stored.name)
+            raise
+        return self._store_released(head, manifest, stored, answer=answer, run=run)
+
+    def _verified(
+        self, release: Release, unverified: records_pb2.Manifest, stored: StoredPayload
+    ) -> records_pb2.Manifest:
+        """Return the manifest that may leave: every field known, the digest our own."""
+        manifest = records_pb2.Manifest()
+        manifest.CopyFrom(unverified)
+        manifest.DiscardUnknownFields()
+        proposed = dataclasses.replace(
+            release, manifest=manifest, payload_bytes=stored.size, payload_sha256=stored.sha256
+        )
+        verify_release(proposed, self.outbox.open_view(stored.name))
+        manifest.payload_sha256 = stored.sha256
+        check_manifest(manifest, max_bytes=self._config.policy.max_update_bytes)
+        return manifest
+
+    def _store_released(
+        self,
+        head: fleet_pb2.InstructionHead,
+        manifest: records_pb2.Manifest,
+        stored: StoredPayload,
+        *,
+        answer: AppAnswer,
+        run: RunRecord,
+    ) -> OutboxEntry:
+        now = self._clock()
+        reply = fleet_pb2.ReplyHead(
+            run_id=head.run_id,
+            message_id=head.message_id,
+            manifest=manifest,
+            ttl_s=head.ttl_s,
+            created_at_s=now,
+        )
+        entry = _entry(head, reply, stored, at_s=now)
+        decision = _decision(head, "released", at_s=now, stored=stored)
+        old = self._store.load_reply(head.message_id)
+        state = self._stored_state(head, answer, run)
+        self._store.save_reply(
+            entry, decision, state_manifest=state and state[0], state_file=state[1] if state else ""
+        )
+        if old is not None and old.payload_file != entry.payload_file:
+            self.outbox.remove(old.payload_file)
+        if state is not None and run.state_file != state[1]:
+            self._states.remove(run.state_file)
+        return entry
+
+    def _stored_state(
+        self, head: fleet_pb2.InstructionHead, answer: AppAnswer, run: RunRecord
+    ) -> tuple[bytes, str] | None:
+        """Copy the app's state, if it has one, or had one; return its manifest and file."""
+        if answer.state is None or not (answer.state.records or run.state_manifest):
+            return None
+        manifest = answer.state.SerializeToString()
+        if answer.state_payload is None or answer.state_payload.size == 0:
+            return manifest, ""
+        name = f"{head.message_id}.{head.attempt}.state"
+        self._states.store(
+            answer.state_payload, name, max_bytes=self._config.policy.max_update_bytes
+        )
+        return manifest, name
+
+    def store_error(self, head: fleet_pb2.InstructionHead, error: TacitError) -> OutboxEntry:
+        """Store, as the answer to an instruction, that nothing may leave."""
+        outcome = "refused" if isinstance(error, RefusedError) else "failed"
+        return self.store_failure(head, outcome, error.code, error.message)
+
+    def store_failure(
+        self, head: fleet_pb2.InstructionHead, outcome: str, code: str, reason: str
+    ) -> OutboxEntry:
+        """Store a failure: the code leaves, the reason stays in the decision log.
+
+        Raises:
+            ProtocolError: the run was never offered here.
+        """
+        now = self._clock()
+        fields = {"message": head.message_id, "code": code, "reason": reason}
+        logger.warning("nothing left", extra={"fields": fields})
+        decision = _decision(head, outcome, at_s=now, code=code, reason=reason)
+        if self._store.load_run(head.run_id) is None:
+            self._store.log_decision(decision, keep=self._config.keep_decisions)
+            raise ProtocolError("E-RUN-UNKNOWN", f"run {head.run_id} was never offered here")
+        reply = fleet_pb2.ReplyHead(
+            run_id=head.run_id,
+            message_id=head.message_id,
+            failure=records_pb2.AppFailure(code=_RAISED, reason=code),
+            ttl_s=head.ttl_s,
+            created_at_s=now,
+        )
+        old = self._store.load_reply(head.message_id)
+        entry = _entry(head, reply, StoredPayload(name="", size=0, sha256=b""), at_s=now)
+        self._store.save_reply(entry, decision)
+        if old is not None:
+            self.outbox.remove(old.payload_file)
+        return entry
+
+    def forget(self, message_id: str) -> None:
+        """Drop a reply that is committed or no longer wanted, and its noise key."""
+        entry = self._store.forget_message(message_id)
+        if entry is not None:
+            self.outbox.remove(entry.payload_file)
+
+    def forget_run(self, run_id: str, status: str) -> None:
+        """Drop every reply, key and state of a run that is over."""
+        run = self._store.load_run(run_id)
+        for entry in self._store.end_run(run_id, status):
+            self.outbox.remove(entry.payload_file)
+        if run is not None:
+            self._states.remove(run.state_file)
+
+
+def _code_of(reason: str, *, foreign: bool) -> str:
+    allowed = reason in _FOREIGN_CODES or (not foreign and _CODE.fullmatch(reason) is not None)
+    return reason if allowed else "E-APP-FAILED"
+
+
+def _entry(
+    head: fleet_pb2.InstructionHead,
+    reply: fleet_pb2.ReplyHead,
+    stored: StoredPayload,
+    *,
+    at_s: float,
+) -> OutboxEntry:
+    return OutboxEntry(
+        message_id=head.message_id,
+        run_id=head.run_id,
+        attempt=head.attempt,
+        instruction_sha256=head.manifest.payload_sha256,
+        head=reply.SerializeToString(),
+        payload_file=stored.name,
+        payload_bytes=stored.size,
+        stored_at_s=at_s,
+    )
+
+
+def _decision(
+    head: fleet_pb2.InstructionHead,
+    outcome: str,
+    *,
+    at_s: float,
+    code: str = "",
+    reason: str = "",
+    stored: StoredPayload | None = None,
+) -> Decision:
+    return Decision(
+        at_s=at_s,
+        run_id=head.run_id,
+        message_id=head.message_id,
+        message_type=head.message_type[:80],
+        outcome=outcome,
+        code=code,
+        reason=reason,
+        payload_bytes=stored.size if stored else 0,
+        payload_sha256=stored.sha256 if stored else b"",
+    )

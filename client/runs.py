@@ -1,0 +1,343 @@
+"""The runs that a node knows: judged, made ready, remembered.
+
+A run that is offered again keeps a word that a person gave, as long as the specification and the
+apps are those that the person saw; everything else is judged anew. An approved run is made ready at
+once: its data are prepared by a trusted process, and its app is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
+from tacit.client.configuration import AppRule, ClientConfig, DataSet
+from tacit.client.identifiers import flower_run_id, verify_run_id
+from tacit.client.runner import AppRunner, AppSetup
+from tacit.client.store import Decision, RunRecord, Store
+from tacit.core.configuration import from_plain
+from tacit.core.errors import ProtocolError, TacitError, UsageError
+from tacit.core.files import make_private_folder
+from tacit.core.specification import RunSpec, canonical_json, specification_sha256
+from tacit.protos import pipe_pb2
+from tacit.protos.manifest import items_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+logger = logging.getLogger("tacit.client.runs")
+
+PREPARED_NAME = "prepared.safetensors"
+SPLIT_NAME = "split.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """One data set to be made ready for one run.
+
+    Attributes:
+        specification: canonical JSON.
+        data_set: where the records are.
+        folder: where ``prepared.safetensors`` and ``split.json`` go.
+        split_key: the owner's key, under which row hashes are made.
+    """
+
+    specification: bytes
+    data_set: DataSet
+    folder: Path
+    split_key: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a node needs from the world, so that tests can give it another one.
+
+    Attributes:
+        folder: the state directory.
+        runner: runs the apps.
+        prepare: makes a data set ready; raises DataError.
+        epsilon_of: what a run costs each record of a data set of so many, after so many updates;
+            None without an account.
+        isolated: whether workers can be confined here.
+        clock: seconds since 1970.
+        fresh_key: 32 random bytes.
+        split_key: the owner's key for row hashes.
+    """
+
+    folder: Path
+    runner: AppRunner
+    prepare: Callable[[PrepareJob], None]
+    epsilon_of: Callable[[RunSpec, int, int], float | None]
+    isolated: bool
+    clock: Callable[[], float]
+    fresh_key: Callable[[], bytes]
+    split_key: bytes
+
+
+class Runs:
+    """What a node knows of runs; the caller serialises calls for one run."""
+
+    def __init__(
+        self, *, node_id: int, config: ClientConfig, store: Store, around: Surroundings
+    ) -> None:
+        self._node_id = node_id
+        self._config = config
+        self._store = store
+        self._around = around
+
+    def judged(self, run_id: str, specification: bytes, known: RunRecord | None) -> RunRecord:
+        """Hold an offered run against the policy, and keep what a person said of it before."""
+        now = self._around.clock()
+        run = RunRecord(
+            run_id=run_id,
+            name="",
+            specification=specification,
+            specification_sha256=specification_sha256(specification),
+            app_sha256=b"",
+            verdict=Verdict.DENIED,
+            code="",
+            reason="",
+            decided_by="policy",
+            epsilon=None,
+            offered_at_s=now if known is None else known.offered_at_s,
+            decided_at_s=now,
+        )
+        try:
+            parsed = parse_specification(specification)
+            run = dataclasses.replace(run, name=parsed.name, app_sha256=fingerprint_apps(parsed))
+        except TacitError as error:
+            problems = getattr(error, "problems", ())
+            reason = "; ".join((error.message, *problems[:5]))
+            return dataclasses.replace(run, code=error.code, reason=reason)
+        epsilon = self.epsilon(parsed, parsed.participation.rounds)
+        offer = Offer(specification=parsed, epsilon=epsilon, isolated=self._around.isolated)
+        judgement = judge(offer, self._config)
+        judged = dataclasses.replace(
+            run,
+            verdict=judgement.verdict,
+            code=judgement.code,
+            reason=judgement.reason,
+            decided_by=judgement.by,
+            epsilon=epsilon,
+        )
+        return judged if known is None else _with_known(judged, known)
+
+    def approved_by_hand(self, known: RunRecord) -> RunRecord:
+        """Return a run as a person approves it, unless the policy denies it."""
+        run = self.judged(known.run_id, known.specification, None)
+        run = dataclasses.replace(
+            run,
+            offered_at_s=known.offered_at_s,
+            state_manifest=known.state_manifest,
+            state_file=known.state_file,
+        )
+        if run.verdict is Verdict.DENIED:
+            return run
+        return dataclasses.replace(
+            run,
+            verdict=Verdict.APPROVED,
+            code="",
+            reason="approved by a person",
+            decided_by="hand",
+        )
+
+    def epsilon(self, specification: RunSpec, releases: int) -> float | None:
+        """Return what a run costs each record after so many updates, if there is an account."""
+        data_set = self._config.data_sets.get(specification.data_set)
+        if data_set is None:
+            return None
+        try:
+            return self._around.epsilon_of(specification, data_set.records, releases)
+        except TacitError as error:
+            logger.info("no account for a run", extra={"fields": {"code": error.code}})
+            return None
+
+    def made_ready(self, run: RunRecord) -> RunRecord:
+        """Prepare the data and start the app; a run whose data do not fit is denied."""
+        specification = parse_specification(run.specification)
+        try:
+            self.prepare(run, specification)
+            self._around.runner.begin(self.setup(run, specification))
+        except TacitError as error:
+            problems = getattr(error, "problems", ())
+            return dataclasses.replace(
+                run,
+                verdict=Verdict.DENIED,
+                code=error.code,
+                reason="; ".join((error.message, *problems[:20])),
+                decided_by="data",
+            )
+        return run
+
+    def prepare(self, run: RunRecord, specification: RunSpec) -> None:
+        """Make the run's data ready, once: they stay what they were when the run began.
+
+        Raises:
+            DataError: they break the data contract.
+        """
+        folder = self.run_folder(run.run_id)
+        if specification.data is None or (folder / PREPARED_NAME).exists():
+            return
+        make_private_folder(folder)
+        self._around.prepare(
+            PrepareJob(
+                specification=run.specification,
+                data_set=self._config.data_sets[specification.data_set],
+                folder=folder,
+                split_key=self._around.split_key,
+            )
+        )
+
+    def setup(self, run: RunRecord, specification: RunSpec) -> AppSetup:
+        """Return all that a worker of this run needs."""
+        scratch = self.scratch(run.run_id)
+        make_private_folder(scratch.parent)
+        make_private_folder(scratch)
+        rule = self._config.policy.apps.get(app_of(specification), AppRule())
+        if specification.app is None:
+            rule = AppRule()
+        node_config = dict(rule.node_config)
+        prepared = self.run_folder(run.run_id) / PREPARED_NAME
+        if specification.data is not None:
+            node_config["tacit-prepared"] = str(prepared)
+            node_config["tacit-records"] = self._config.data_sets[specification.data_set].records
+        run_config = dict(specification.app.config) if specification.app else {}
+        run_config["tacit-specification"] = run.specification.decode()
+        begin = pipe_pb2.WorkerBegin(
+            run_id=run.run_id,
+            flower_run_id=flower_run_id(run.run_id),
+            node_id=self._node_id,
+            app=app_of(specification),
+            specification=run.specification,
+            prepared_path=str(prepared) if specification.data is not None else "",
+            scratch_path=str(scratch),
+            node_config=items_of(node_config),
+            run_config=items_of(run_config),
+        )
+        if run.state_manifest:
+            begin.state.ParseFromString(run.state_manifest)
+        return AppSetup(
+            begin=begin,
+            state_file=self._around.folder / "states" / run.state_file if run.state_file else None,
+            readable=rule.readable,
+            timeout_s=self._config.policy.message_timeout_s,
+        )
+
+    def remember(self, run: RunRecord, known: RunRecord | None) -> None:
+        """Persist a run; a new verdict goes into the decision log."""
+        self._store.save_run(run)
+        if known is not None and known.judgement == run.judgement:
+            return
+        self._store.log_decision(
+            Decision(
+                at_s=run.decided_at_s,
+                run_id=run.run_id,
+                outcome=run.verdict.value,
+                code=run.code,
+                reason=run.reason,
+            ),
+            keep=self._config.keep_decisions,
+        )
+        logger.info(
+            "run decided",
+            extra={
+                "fields": {
+                    "run": run.run_id,
+                    "name": run.name,
+                    "verdict": run.verdict.value,
+                    "by": run.decided_by,
+                    "code": run.code,
+                    "reason": run.reason,
+                }
+            },
+        )
+
+    def known(self, run_id: str) -> RunRecord:
+        """Return a run that was offered here and is not over.
+
+        Raises:
+            UsageError: there is none.
+        """
+        verify_run_id(run_id)
+        run = self._store.load_run(run_id)
+        if run is None or run.ended:
+            what = "was never offered here" if run is None else f"is over ({run.ended})"
+            raise UsageError(
+                "E-RUN-UNKNOWN",
+                f"run {run_id} {what}",
+                hint="`tacit client status` lists the runs that this node knows.",
+            )
+        return run
+
+    def run_folder(self, run_id: str) -> Path:
+        """The folder that keeps a run's prepared data and its split."""
+        folder = self._around.folder / "runs"
+        make_private_folder(folder)
+        return folder / run_id
+
+    def scratch(self, run_id: str) -> Path:
+        """The only folder that a run's worker may write."""
+        return self._around.folder / "scratch" / run_id
+
+
+def parse_specification(canonical: bytes) -> RunSpec:
+    """Read a run specification from canonical JSON, and only from that.
+
+    Raises:
+        ProtocolError: it is no JSON, or not in canonical form.
+        ConfigError: a value is unknown or wrong.
+    """
+    try:
+        plain = json.loads(canonical)
+    except ValueError as error:
+        raise ProtocolError("E-OFFER-JSON", "expected a specification in JSON") from error
+    if not isinstance(plain, dict):
+        raise ProtocolError("E-OFFER-JSON", "expected a specification in JSON")
+    specification = from_plain(plain, RunSpec)
+    if canonical_json(specification) != canonical:
+        raise ProtocolError(
+            "E-OFFER-JSON",
+            "expected the canonical form of a specification",
+            hint="Server and client may be of different versions.",
+        )
+    return specification
+
+
+def _with_known(judged: RunRecord, known: RunRecord) -> RunRecord:
+    """Keep, of what was known of a run, a person's word and the app's state."""
+    if known.specification_sha256 != judged.specification_sha256:
+        return dataclasses.replace(
+            judged,
+            verdict=Verdict.DENIED,
+            code="E-OFFER-CHANGED",
+            reason="the run was offered before with another specification",
+            decided_by="policy",
+        )
+    kept = dataclasses.replace(
+        judged,
+        state_manifest=known.state_manifest,
+        state_file=known.state_file,
+        ended=known.ended,
+    )
+    if known.decided_by != "hand" or judged.verdict is Verdict.DENIED:
+        return kept
+    if known.verdict is Verdict.APPROVED and known.app_sha256 != judged.app_sha256:
+        return dataclasses.replace(
+            kept,
+            verdict=Verdict.PENDING,
+            code="E-APPROVAL-APP",
+            reason="the app's files have changed since a person approved the run: approve it again",
+            decided_by="policy",
+        )
+    return dataclasses.replace(
+        kept,
+        verdict=known.verdict,
+        code=known.code,
+        reason=known.reason,
+        decided_by="hand",
+        decided_at_s=known.decided_at_s,
+    )
