@@ -1,0 +1,48 @@
+"""What the replies of a built-in run may contain: derived from the specification, never declared.
+
+The owner's node holds every outgoing reply against this, so it must not need torch or flwr.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tacit.core.specification import MetricSpec, PrivacyMode, ReplySpec, RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A loss above this is reported as this: a diverged model stays visible, and replies stay bounded.
+MAX_LOSS = 1e6
+
+# Integers up to here survive as the float64 weights of a mean.
+MAX_EXAMPLES = 2.0**53
+
+_ONE = MetricSpec(range=(1.0, 1.0))
+_COUNT = MetricSpec(range=(1.0, MAX_EXAMPLES))
+_LOSS = MetricSpec(range=(0.0, MAX_LOSS))
+_SHARE = MetricSpec(range=(0.0, 1.0))
+
+
+def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
+    """Return what each kind of reply may carry, by message type (``train``, ``evaluate``).
+
+    Runs with an app of their own declare it in ``results``. Built-in runs reply to ``train`` with
+    the model and a weight. Under differential privacy the weight is 1: the number of an owner's
+    records is part of what is protected, and a mean weighted by it would have another sensitivity.
+    Evaluation carries exact metrics; whether they may leave is for the owner's policy to say.
+    """
+    if spec.app is not None:
+        return spec.results
+    if spec.privacy.mode is PrivacyMode.NONE:
+        train = {"num-examples": _COUNT, "loss": _LOSS}
+        weight = _COUNT
+    else:
+        train = {"num-examples": _ONE}
+        weight = _ONE
+    return {
+        "train": ReplySpec(arrays="model", metrics=train),
+        "evaluate": ReplySpec(
+            arrays="none", metrics={"num-examples": weight, "loss": _LOSS, "accuracy": _SHARE}
+        ),
+    }

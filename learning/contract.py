@@ -1,0 +1,279 @@
+"""The data contract applied: raw cells become features, or a list of violations.
+
+Trusts: the specification. Promises:
+
+1. A record's features depend on that record and on declared, public constants alone: ranges,
+   categories and stand-ins, never a mean, rank or vocabulary of the other records.
+2. Every violation is reported at once, as column, kind, count and first row numbers: never a value.
+   Nothing is dropped or repaired beyond what the contract says.
+3. Feature order follows the sorted names of the columns, so that two spellings of one
+   specification give the same model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tacit.core.errors import DataError
+from tacit.core.specification import ColumnKind, ColumnSpec, DataKind, DataSpec
+from tacit.learning.loaders import Raw, RawImages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+TextArray = npt.NDArray[np.object_]
+
+_SHOWN_ROWS = 10
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
+_BOOLEAN_WORDS = (("0", "false"), ("1", "true"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An owner's records in the form that models take.
+
+    Attributes:
+        features: float32, ``(n, features)`` or ``(n, channels, height, width)``, in [0, 1].
+        labels: int64, ``(n,)``: positions in the declared classes.
+        feature_names: one per feature of a table; empty for images.
+        row_numbers: int64, ``(n,)``: the row in the owner's file, from 1.
+    """
+
+    features: Float32Array
+    labels: Int64Array
+    feature_names: tuple[str, ...]
+    row_numbers: Int64Array
+
+
+@dataclass
+class _Violations:
+    """What was found so far, by column and kind."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, column: str, kind: str, rows: npt.ArrayLike) -> None:
+        """Note the rows (counted from 0) that break a rule; none is fine."""
+        numbers = np.asarray(rows, dtype=np.int64) + 1
+        if len(numbers) == 0:
+            return
+        shown = ", ".join(str(number) for number in numbers[:_SHOWN_ROWS])
+        more = ", ..." if len(numbers) > _SHOWN_ROWS else ""
+        self.lines.append(f"{column}: {kind}: {len(numbers)} rows ({shown}{more})")
+
+
+def encode(data: DataSpec, raw: Raw) -> Prepared:
+    """Turn what a loader read into features and labels.
+
+    Raises:
+        DataError: the data set is empty (``E-DATA-EMPTY``), lacks declared columns
+            (``E-DATA-COLUMNS``), breaks the contract (``E-DATA-CONTRACT``), or holds records of
+            one class only (``E-DATA-ONE-CLASS``).
+    """
+    if isinstance(raw, RawImages):
+        features, labels = _encode_images(data, raw)
+        names: tuple[str, ...] = ()
+    else:
+        features, labels = _encode_table(data, raw)
+        names = feature_names(data)
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            "E-DATA-ONE-CLASS",
+            "expected records of at least two classes, all records have the same label",
+            hint="check the label column and the declared classes",
+        )
+    rows = np.arange(1, len(labels) + 1, dtype=np.int64)
+    return Prepared(features=features, labels=labels, feature_names=names, row_numbers=rows)
+
+
+def feature_names(data: DataSpec) -> tuple[str, ...]:
+    """Return the names of a table's features, in the order of the model's inputs."""
+    names: list[str] = []
+    for name, column in sorted(data.columns.items()):
+        if column.type is ColumnKind.CATEGORY:
+            names.extend(f"{name}={value}" for value in column.values)  # noqa: PD011 - ours, not pandas'
+        else:
+            names.append(name)
+        if column.flag_missing:
+            names.append(f"{name} missing")
+    return tuple(names)
+
+
+def input_shape(data: DataSpec) -> tuple[int, ...]:
+    """Return the shape of one record's features."""
+    if data.kind is DataKind.IMAGE:
+        if data.shape is None:
+            raise DataError("E-DATA-FORMAT", "the run declares images without a shape")
+        return data.shape
+    return (len(feature_names(data)),)
+
+
+def _encode_table(data: DataSpec, frame: pd.DataFrame) -> tuple[Float32Array, Int64Array]:
+    _check_columns(data, frame)
+    if frame.empty:
+        raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
+    violations = _Violations()
+    blocks = [
+        _encode_column(name, column, canonical_texts(frame[name]), violations)
+        for name, column in sorted(data.columns.items())
+    ]
+    labels = _encode_labels(data, canonical_texts(frame[data.label]), violations)
+    _refuse(violations)
+    return np.concatenate(blocks, axis=1), labels
+
+
+def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
+    present = {str(name) for name in frame.columns}
+    declared = {*data.columns, data.label}
+    problems = [f"{name}: missing" for name in sorted(declared - present)]
+    if not data.ignore_undeclared:
+        problems += [f"{name}: not declared" for name in sorted(present - declared)]
+    if problems:
+        raise DataError(
+            "E-DATA-COLUMNS",
+            f"expected the run's {len(declared)} columns, {len(problems)} differ",
+            problems=tuple(problems),
+            hint="rename the columns in the file, or name them in client.toml "
+            "(columns, with header = false)",
+        )
+
+
+def canonical_text(value: object) -> str:
+    """Return a cell as text: trimmed, and 3.0 written as 3, so that a category has one spelling."""
+    text = str(value).strip()
+    whole = _WHOLE_NUMBER.fullmatch(text)
+    return whole.group(1) if whole else text
+
+
+def canonical_texts(series: pd.Series[Any]) -> TextArray:
+    """Return a column's cells as canonical texts; empty text where there is no value."""
+    codes, uniques = pd.factorize(series)
+    texts = np.array([*(canonical_text(value) for value in uniques), ""], dtype=object)
+    chosen: TextArray = texts[codes]  # code -1, "no value", picks the last
+    return chosen
+
+
+def _encode_column(
+    name: str, column: ColumnSpec, texts: TextArray, violations: _Violations
+) -> Float32Array:
+    absent = np.isin(texts, [canonical_text(word) for word in column.missing_values])
+    if column.missing is None:
+        violations.add(name, "empty cell", np.flatnonzero(absent))
+    if column.type is ColumnKind.NUMBER:
+        block = _numbers(name, column, texts, absent, violations)
+    elif column.type is ColumnKind.CATEGORY:
+        block = _categories(name, column, texts, absent, violations)
+    else:
+        block = _booleans(name, column, texts, absent, violations)
+    if column.flag_missing:
+        block = np.concatenate([block, absent[:, None].astype(np.float32)], axis=1)
+    return block
+
+
+def _number(text: str) -> float:
+    try:
+        # Python reads 1_000 as a number; a file that has it means something else.
+        return float(text) if "_" not in text else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _numbers(
+    name: str, column: ColumnSpec, texts: TextArray, absent: BoolArray, violations: _Violations
+) -> Float32Array:
+    if column.range is None:
+        raise ValueError(f"column {name} is a number without a range")
+    codes, uniques = pd.factorize(texts)
+    values = np.array([_number(text) for text in uniques], dtype=np.float64)[codes]
+    low, high = column.range
+    values[absent] = low if column.missing is None else float(column.missing)
+    violations.add(name, "not a number", np.flatnonzero(np.isnan(values)))
+    violations.add(name, "not finite", np.flatnonzero(np.isinf(values)))
+    outside = np.isfinite(values) & ~absent & ((values < low) | (values > high))
+    violations.add(name, "outside the declared range", np.flatnonzero(outside))
+    scaled = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return np.asarray(scaled, dtype=np.float32)[:, None]
+
+
+def _categories(
+    name: str, column: ColumnSpec, texts: TextArray, absent: BoolArray, violations: _Violations
+) -> Float32Array:
+    position = {canonical_text(value): index for index, value in enumerate(column.values)}
+    chosen = _positions(texts, position)
+    chosen[absent] = 0 if column.missing is None else position[canonical_text(column.missing)]
+    violations.add(name, "not one of the declared values", np.flatnonzero(chosen < 0))
+    return np.eye(len(column.values), dtype=np.float32)[chosen]
+
+
+def _booleans(
+    name: str, column: ColumnSpec, texts: TextArray, absent: BoolArray, violations: _Violations
+) -> Float32Array:
+    pairs = column.values or _BOOLEAN_WORDS  # noqa: PD011 - ours, not pandas'
+    words = {
+        canonical_text(word).lower(): index
+        for index, entry in enumerate(pairs)
+        for word in ((entry,) if isinstance(entry, str) else entry)
+    }
+    lowered = np.array([text.lower() for text in texts], dtype=object)
+    values = _positions(lowered, words).astype(np.float64)
+    violations.add(name, "not a boolean", np.flatnonzero((values < 0) & ~absent))
+    if column.missing is not None:
+        stand_in = canonical_text(column.missing).lower()
+        values[absent] = words.get(stand_in, _number(stand_in))
+    return np.clip(values, 0.0, 1.0).astype(np.float32)[:, None]
+
+
+def _positions(texts: TextArray, position: Mapping[str, int]) -> Int64Array:
+    codes, uniques = pd.factorize(texts)
+    found = np.array([position.get(text, -1) for text in uniques], dtype=np.int64)
+    return found[codes] if len(found) else np.zeros(0, dtype=np.int64)
+
+
+def _encode_labels(data: DataSpec, texts: TextArray, violations: _Violations) -> Int64Array:
+    position = {canonical_text(name): index for index, name in enumerate(data.classes)}
+    for spelling, target in data.label_map.items():
+        position[canonical_text(spelling)] = data.classes.index(target)
+    labels = _positions(texts, position)
+    empty = texts == ""
+    column = data.label if data.kind is DataKind.TABLE else "label"
+    violations.add(column, "label missing", np.flatnonzero(empty & (labels < 0)))
+    violations.add(column, "unknown label", np.flatnonzero(~empty & (labels < 0)))
+    return labels
+
+
+def _encode_images(data: DataSpec, raw: RawImages) -> tuple[Float32Array, Int64Array]:
+    if len(raw.pixels) == 0:
+        raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
+    violations = _Violations()
+    for kind, rows in raw.broken.items():
+        violations.add("image", kind, np.array(rows) - 1)
+    low, high = data.range
+    flat = raw.pixels.reshape(len(raw.pixels), -1)
+    finite = np.isfinite(flat).all(axis=1)
+    violations.add("image", "not finite", np.flatnonzero(~finite))
+    outside = finite & ((flat.min(axis=1) < low) | (flat.max(axis=1) > high))
+    violations.add("image", "outside the declared range", np.flatnonzero(outside))
+    texts = np.array([canonical_text(label) for label in raw.labels], dtype=object)
+    labels = _encode_labels(data, texts, violations)
+    _refuse(violations)
+    scaled = (raw.pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0), labels
+
+
+def _refuse(violations: _Violations) -> None:
+    if violations.lines:
+        raise DataError(
+            "E-DATA-CONTRACT",
+            f"expected data that keeps the run's contract, got {len(violations.lines)} kinds of "
+            "violation",
+            problems=tuple(violations.lines),
+            hint="correct these rows, or ask the operator to widen the contract",
+        )

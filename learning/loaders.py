@@ -1,0 +1,220 @@
+"""From a file at the owner to a raw table or raw images: CSV, Parquet, NPZ, a folder of images.
+
+Trusts: nothing about the file. Loads no pickle, runs nothing that the file says.
+Promises: cells come back as the file has them; what they mean is for the data contract to say
+(contract.py). Errors name files, columns and row numbers, never a cell. Rows count from 1, without
+the header line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tacit.core.errors import DataError, UnavailableError
+from tacit.core.specification import DataKind, DataSpec
+from tacit.learning import image_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set lies and how it is written; client.toml's words.
+
+    Attributes:
+        path: a file, or a folder of images.
+        format: csv, parquet, npz or images.
+        separator: of a CSV file, one character.
+        header: whether a CSV file's first line names the columns.
+        columns: the names of the columns, in order, where the file has none.
+    """
+
+    path: Path
+    format: str = "csv"
+    separator: str = ","
+    header: bool = True
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawImages:
+    """Images before the contract has seen them.
+
+    Attributes:
+        pixels: ``(n, channels, height, width)`` in the file's own range and dtype.
+        labels: class names or numbers as text.
+        broken: row numbers that could not be read, by kind of violation.
+    """
+
+    pixels: Array
+    labels: Array
+    broken: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+Raw: TypeAlias = "pd.DataFrame | RawImages"
+
+
+def load_raw(source: Source, data: DataSpec) -> Raw:
+    """Read an owner's file as what the data contract says it is.
+
+    Raises:
+        UnavailableError: the file is not there or cannot be opened (``E-DATA-MISSING``).
+        DataError: it cannot be read as this format (``E-DATA-UNREADABLE``), holds nothing
+            (``E-DATA-EMPTY``), or the format does not hold this kind of data (``E-DATA-FORMAT``).
+    """
+    readers = _IMAGE_READERS if data.kind is DataKind.IMAGE else _TABLE_READERS
+    reader = readers.get(source.format)
+    if reader is None:
+        raise DataError(
+            "E-DATA-FORMAT",
+            f"expected {data.kind.value} data in one of {', '.join(readers)}, "
+            f"got format {source.format!r}",
+        )
+    if not source.path.exists():
+        raise UnavailableError(
+            "E-DATA-MISSING",
+            f"expected a data set at {source.path}, found nothing there",
+            hint="correct the path in client.toml; relative paths start at that file",
+        )
+    try:
+        return reader(source, data)
+    except OSError as error:
+        raise UnavailableError(
+            "E-DATA-MISSING",
+            f"{source.path} cannot be opened: {error.strerror or type(error).__name__}",
+            hint="let the user that runs the client read it",
+        ) from error
+    except (UnicodeDecodeError, pd.errors.ParserError, ValueError) as error:
+        # The reader's own words may quote the file, so they are dropped.
+        raise unreadable(source.path, source.format) from error
+
+
+def unreadable(path: Path, form: str, detail: str = "") -> DataError:
+    """Return the error for a file that is not what client.toml says it is."""
+    return DataError(
+        "E-DATA-UNREADABLE",
+        f"{path} cannot be read as {form}" + (f": {detail}" if detail else ""),
+        hint="check format, separator, header and columns in client.toml; text must be UTF-8",
+    )
+
+
+def _read_csv(source: Source, _data: DataSpec) -> pd.DataFrame:
+    first = _first_line(source)
+    names = tuple(first) if source.header else source.columns
+    if len(names) != len(first):
+        raise unreadable(
+            source.path, "csv", f"{len(names)} columns are named, the file has {len(first)}"
+        )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise unreadable(source.path, "csv", f"columns named twice: {', '.join(repeated)}")
+    frame = pd.read_csv(
+        source.path,
+        sep=source.separator,
+        header=None,
+        names=list(names),
+        skiprows=1 if source.header else 0,
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=True,
+        index_col=False,
+        encoding="utf-8-sig",
+    )
+    # Cells stay text, so only a line that ends early can leave one without a value.
+    short = np.flatnonzero(frame.isna().to_numpy().any(axis=1)) + 1
+    if len(short):
+        listed = ", ".join(str(row) for row in short[:10])
+        raise unreadable(source.path, "csv", f"{len(short)} rows have too few cells: {listed}")
+    return frame
+
+
+def _first_line(source: Source) -> list[str]:
+    opener: Callable[..., Any] = gzip.open if source.path.suffix == ".gz" else open
+    with opener(source.path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=source.separator, skipinitialspace=True)
+        first = next((line for line in lines if line), None)
+    if first is None:
+        raise DataError("E-DATA-EMPTY", f"{source.path} is empty")
+    return [name.strip() for name in first]
+
+
+def _read_parquet(source: Source, _data: DataSpec) -> pd.DataFrame:
+    return pd.read_parquet(source.path, engine="pyarrow")
+
+
+def _open_npz(source: Source) -> dict[str, Array]:
+    with np.load(source.path, allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise unreadable(source.path, "npz", "it holds a single array")
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_npz_table(source: Source, data: DataSpec) -> pd.DataFrame:
+    arrays = _open_npz(source)
+    if source.columns and "x" in arrays:
+        matrix = arrays.pop("x")
+        if matrix.ndim != 2 or matrix.shape[1] != len(source.columns):
+            raise unreadable(
+                source.path,
+                "npz",
+                f"{len(source.columns)} columns are named, x has shape {matrix.shape}",
+            )
+        arrays.update(zip(source.columns, matrix.T, strict=True))
+        if "y" in arrays:
+            arrays[data.label] = arrays.pop("y")
+    wrong = sorted(name for name, array in arrays.items() if array.ndim != 1)
+    if wrong or len({len(array) for array in arrays.values()}) > 1:
+        raise unreadable(
+            source.path, "npz", "expected one array of one dimension per column, all of one length"
+        )
+    return pd.DataFrame(arrays)
+
+
+def _read_npz_images(source: Source, data: DataSpec) -> RawImages:
+    arrays = _open_npz(source)
+    if "x" not in arrays or "y" not in arrays:
+        raise unreadable(source.path, "npz", "expected the arrays x (images) and y (labels)")
+    pixels = image_files.records_first(arrays["x"], image_shape(data))
+    labels = arrays["y"]
+    if pixels is None or labels.shape != (len(pixels),):
+        raise unreadable(
+            source.path,
+            "npz",
+            f"expected images of shape {image_shape(data)} and one label each, "
+            f"got x {arrays['x'].shape} and y {labels.shape}",
+        )
+    return RawImages(pixels=pixels, labels=labels.astype(str))
+
+
+def _read_image_folder(source: Source, data: DataSpec) -> RawImages:
+    if not source.path.is_dir():
+        raise unreadable(source.path, "images", "expected a folder with one folder per class")
+    pixels, labels, broken = image_files.read_folder(source.path, image_shape(data))
+    return RawImages(pixels=pixels, labels=labels, broken=broken)
+
+
+def image_shape(data: DataSpec) -> tuple[int, int, int]:
+    """Return the declared ``(channels, height, width)``."""
+    if data.shape is None:
+        raise DataError("E-DATA-FORMAT", "the run declares images without a shape")
+    return data.shape
+
+
+_TABLE_READERS: Mapping[str, Callable[[Source, DataSpec], Raw]] = MappingProxyType(
+    {"csv": _read_csv, "parquet": _read_parquet, "npz": _read_npz_table}
+)
+_IMAGE_READERS: Mapping[str, Callable[[Source, DataSpec], Raw]] = MappingProxyType(
+    {"npz": _read_npz_images, "images": _read_image_folder}
+)

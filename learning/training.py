@@ -1,0 +1,150 @@
+"""What an owner does between two messages: a few optimiser steps on their own records.
+
+Promises: without differential privacy, batches follow from the seed; with it, every gradient that
+an optimiser sees comes noised from the engine, and everything after that (momentum, Adam, weight
+decay, FedProx's pull towards the received weights) works on noised gradients and public weights
+alone: post-processing, which costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tacit.core.errors import AppError, RefusedError
+from tacit.core.results import MAX_LOSS
+from tacit.privacy.dpsgd.opacus_engine import OpacusEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tacit.core.specification import TrainingSpec
+    from tacit.learning.prepared import Examples
+    from tacit.privacy.plan import PrivacyPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train for one message.
+
+    Attributes:
+        training: steps, optimiser, batches.
+        plan: the mechanism.
+        proximal_mu: weight of FedProx's proximal term; 0 is none.
+        batch_seed: names the batches without differential privacy; never noise.
+    """
+
+    training: TrainingSpec
+    plan: PrivacyPlan
+    proximal_mu: float = 0.0
+    batch_seed: int = 0
+
+
+def train_model(
+    model: nn.Module, examples: Examples, recipe: Recipe, *, noise_key: bytes | None = None
+) -> float:
+    """Train ``model`` in place; return the mean training loss before each step.
+
+    Under differential privacy the loss is not computed (it is a function of the records) and the
+    result is NaN.
+
+    Raises:
+        RefusedError: the plan needs a noise key and none was handed over (``E-NOISE-KEY-MISSING``).
+        AppError: the weights are no longer finite (``E-TRAINING-DIVERGED``).
+    """
+    if not recipe.plan.is_private:
+        loss = _train_plain(model, examples, recipe)
+    elif noise_key is None:
+        raise RefusedError(
+            "E-NOISE-KEY-MISSING",
+            "expected a noise key from the node, got none: without noise nothing may be trained",
+        )
+    else:
+        _train_private(model, examples, recipe, noise_key)
+        loss = math.nan
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise AppError(
+            "E-TRAINING-DIVERGED",
+            "expected finite weights after training, got others",
+            hint="lower training.learning_rate",
+        )
+    return loss
+
+
+def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_key: bytes) -> None:
+    model.train()
+    engine = OpacusEngine(model, plan=recipe.plan, noise_key=noise_key)
+    features, labels = _tensors(examples)
+    optimizer = _optimizer(engine.parameters, recipe.training)
+    received = [p.detach().clone() for p in engine.parameters]
+    for _ in range(recipe.plan.local_steps):
+        gradients = engine.gradient(features, labels)
+        for parameter, gradient in zip(engine.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        _add_proximal(engine.parameters, received, recipe.proximal_mu)
+        optimizer.step()
+
+
+def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:
+    model.train()
+    features, labels = _tensors(examples)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _optimizer(parameters, recipe.training)
+    received = [p.detach().clone() for p in parameters]
+    losses = []
+    batches = _batches(len(examples), recipe)
+    for _ in range(recipe.training.local_steps):
+        batch = next(batches)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(features[batch]), labels[batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        _add_proximal(parameters, received, recipe.proximal_mu)
+        optimizer.step()
+        losses.append(loss.item())
+    mean = sum(losses) / len(losses)
+    return min(mean, MAX_LOSS) if not math.isnan(mean) else MAX_LOSS
+
+
+def _batches(records: int, recipe: Recipe) -> Iterator[torch.Tensor]:
+    """Yield batches for ever: shuffled passes over the records, each cut into whole batches."""
+    size = recipe.training.batch_size
+    generator = torch.Generator().manual_seed(recipe.batch_seed)
+    while True:
+        if size == 0 or size >= records:
+            yield torch.arange(records)
+            continue
+        order = torch.randperm(records, generator=generator)
+        for start in range(0, records - size + 1, size):
+            yield order[start : start + size]
+
+
+def _tensors(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(examples.features), torch.from_numpy(examples.labels)
+
+
+def _optimizer(parameters: list[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+
+
+def _add_proximal(
+    parameters: list[nn.Parameter], received: list[torch.Tensor], proximal_mu: float
+) -> None:
+    """Add the gradient of mu/2 |w - w_received|^2 (Li et al. 2020, arXiv 1812.06127, eq. 2)."""
+    if proximal_mu == 0.0:
+        return
+    for parameter, start in zip(parameters, received, strict=True):
+        if parameter.grad is not None:
+            parameter.grad += proximal_mu * (parameter.detach() - start)

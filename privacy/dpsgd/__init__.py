@@ -1,0 +1,1 @@
+"""DP-SGD: the only part of privacy/ that loads torch. Nothing is imported here."""
