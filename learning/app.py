@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -32,6 +32,7 @@ from tacit.learning.prepared import PreparedSets, load_prepared
 from tacit.learning.training import Recipe, train_model
 from tacit.privacy.noise import derive_key
 from tacit.privacy.plan import PrivacyPlan, privacy_plan
+from tacit.protos.flower import array_record
 
 SPECIFICATION = "tacit-specification"
 PREPARED = "tacit-prepared"
@@ -72,7 +73,7 @@ def train(message: Message, context: Context) -> Message:
         metrics = {"num-examples": len(task.sets.train), "loss": loss}
     content = RecordDict(
         {
-            _arrays_key(message): _array_record(_trained(task)),
+            _arrays_key(message): array_record(_trained(task)),
             "metrics": MetricRecord(dict(metrics)),
         }
     )
@@ -138,10 +139,6 @@ def _arrays_key(message: Message) -> str:
 def _arrays(message: Message) -> Arrays:
     record = message.content.array_records[_arrays_key(message)]
     return {name: array.numpy() for name, array in record.items()}
-
-
-def _array_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def _trained(task: _Task) -> Arrays:

@@ -89,7 +89,12 @@ def load_model_arrays(model: nn.Module, arrays: Arrays) -> None:
             "expected the weights of the run's model, got others",
             problems=tuple(sorted(problems)),
         )
-    model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(array if array.flags.writeable else array.copy())
+            for name, array in arrays.items()
+        }
+    )
 
 
 def check_model_fits(model: nn.Module, data: DataSpec) -> None:
