@@ -165,9 +165,10 @@ class Conversion:
         if raw is None and type(None) in kinds:
             return None
         present = [kind for kind in kinds if kind is not type(None)]
-        if len(present) == 1:
-            return self._value(raw, present[0], path, secret=secret)
-        for kind in (*(k for k in present if k is type(raw)), *present):
+        exact = [kind for kind in present if kind is type(raw)]
+        if len(present) == 1 or exact:
+            return self._value(raw, (exact or present)[0], path, secret=secret)
+        for kind in present:
             attempt = Conversion(source=self.source, origins=self.origins)
             value = attempt._value(raw, kind, path, secret=secret)
             if not attempt.problems:
