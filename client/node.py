@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING
 from tacit.client.approvals import Judgement, Verdict, fingerprint_apps
 from tacit.client.envelope import Release, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
+from tacit.client.preparation import PREPARED_NAME
 from tacit.client.replies import Replies
-from tacit.client.runs import PREPARED_NAME, Runs, Surroundings, parse_specification
+from tacit.client.runs import Runs, Surroundings, parse_specification
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
 from tacit.core.specification import specification_sha256
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
-from tacit.client.configuration import AppRule, ClientConfig, DataSet
+from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
+from tacit.client.preparation import PREPARED_NAME, PrepareJob
 from tacit.client.runner import AppRunner, AppSetup
 from tacit.client.store import Decision, RunRecord, Store
 from tacit.core.configuration import from_plain
@@ -30,26 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger("tacit.client.runs")
-
-PREPARED_NAME = "prepared.safetensors"
-SPLIT_NAME = "split.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareJob:
-    """One data set to be made ready for one run.
-
-    Attributes:
-        specification: canonical JSON.
-        data_set: where the records are.
-        folder: where ``prepared.safetensors`` and ``split.json`` go.
-        split_key: the owner's key, under which row hashes are made.
-    """
-
-    specification: bytes
-    data_set: DataSet
-    folder: Path
-    split_key: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
