@@ -1,0 +1,265 @@
+"""A federation in one process: the real nodes and the real server loop, with no wire between them.
+
+Each owner is a :class:`tacit.client.node.Node` with its own folder, policy, envelope and outbox;
+the server's side is the loop that a run's worker runs. What is left out is transport, processes and
+isolation. So a specification that runs here runs in a real federation, if its owners approve.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tacit.client.approvals import Verdict, app_of
+from tacit.client.configuration import Approval, AppRule, ClientConfig, Policy
+from tacit.client.node import Node
+from tacit.client.payload import BufferPayload
+from tacit.client.prepare import prepare_data
+from tacit.client.runs import Surroundings
+from tacit.client.store import open_store
+from tacit.core.artifacts import RunFolder, load_arrays, save_arrays, write_atomic
+from tacit.core.errors import RefusedError, TacitError, UsageError
+from tacit.core.events import Event, EventKind, event_line
+from tacit.core.files import make_private_folder
+from tacit.core.specification import (
+    PrivacyMode,
+    RunSpec,
+    canonical_json,
+    specification_sha256,
+)
+from tacit.learning.models import initial_arrays
+from tacit.privacy.plan import privacy_plan
+from tacit.protos.fleet_pb2 import ReplyHead
+from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
+from tacit.server.app import RunTask, run_task
+from tacit.simulation.port import LocalPort
+from tacit.simulation.runner import InProcessRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tacit.protos.fleet_pb2 import InstructionHead
+    from tacit.simulation.owners import Owner
+
+MAX_EPSILON = 1e6  # a trial on data that its user holds anyway: the owners' policies come later
+
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What a simulation leaves.
+
+    Attributes:
+        folder: the run folder, as a real run leaves it, plus ``owners/<name>`` for each node.
+        seconds: wall-clock time of the rounds.
+        bytes_sent, bytes_received: payload bytes that would have crossed the wire.
+    """
+
+    folder: RunFolder
+    seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass
+class _Journal:
+    """Writes ``events.jsonl`` and tells whoever watches."""
+
+    path: Path
+    names: Mapping[int, str]
+    watch: Watch
+    clock: Callable[[], float]
+    sequence: int = field(default=0)
+
+    def __call__(self, kind: str, fields: Mapping[str, object]) -> None:
+        self.sequence += 1
+        named = dict(fields)
+        cohort = named.get("cohort")
+        if isinstance(cohort, list):
+            named["cohort"] = [self.names.get(node, str(node)) for node in cohort]
+        event = Event(sequence=self.sequence, at_s=self.clock(), kind=EventKind(kind), fields=named)
+        with self.path.open("ab") as file:
+            file.write(event_line(event))
+        self.watch(event)
+
+
+class _NodeAnswers:
+    """A node as the local port sees it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def answer(self, head: InstructionHead, payload: memoryview) -> tuple[ReplyHead, memoryview]:
+        entry = self._node.answer(head, BufferPayload((payload,)))
+        reply = ReplyHead.FromString(entry.head)
+        copy = memoryview(bytes(self._node.open_reply(entry)))
+        self._node.mark_received(head.message_id)
+        self._node.close_message(head.message_id)
+        return reply, copy
+
+
+def simulate(
+    specification: RunSpec,
+    owners: Sequence[Owner],
+    out: Path,
+    *,
+    source_toml: str = "",
+    initial: Path | None = None,
+    watch: Watch = lambda _: None,
+    clock: Callable[[], float] = time.time,
+) -> Simulated:
+    """Run a specification among simulated owners; return what it left in ``out``.
+
+    Args:
+        specification: the run.
+        owners: who takes part.
+        out: the run folder; it must not hold a run yet.
+        source_toml: the specification as it was written, kept in the folder.
+        initial: initial weights of a run with an app of its own.
+        watch: told every event.
+        clock: seconds since 1970, for events.
+
+    Raises:
+        RefusedError: an owner's node does not approve the run; the message says why.
+        TacitError: the run failed.
+    """
+    _verify_cohort(specification, owners)
+    run_id = f"r-{secrets.token_hex(4)}"
+    folder = _make_folder(out, specification, source_toml, initial)
+    names = {owner.node_id: owner.name for owner in owners}
+    members = json.dumps({str(node_id): name for node_id, name in names.items()})
+    write_atomic(folder.path / "members.json", members.encode())
+    tell = _Journal(path=folder.events, names=names, watch=watch, clock=clock)
+    canonical = canonical_json(specification)
+    set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
+    tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
+    with ExitStack() as stack:
+        nodes = {owner.node_id: _open_node(stack, specification, owner, out) for owner in owners}
+        for node_id, node in nodes.items():
+            _offer(node, names[node_id], run_id, canonical, tell)
+        began = time.monotonic()
+        rounds = specification.participation.rounds
+        tell("run_started", {"rounds": rounds, "cohort": list(nodes)})
+        port = LocalPort({node_id: _NodeAnswers(node) for node_id, node in nodes.items()}, tell)
+        task = RunTask(
+            run_id=run_id,
+            specification=specification,
+            specification_sha256=specification_sha256(canonical),
+            folder=folder,
+        )
+        _play(task, port, tell)
+        seconds = time.monotonic() - began
+        tell("run_finished", {"rounds": rounds, "seconds": round(seconds, 3)})
+        for node in nodes.values():
+            node.end_run(run_id, "finished")
+    return Simulated(
+        folder=folder,
+        seconds=seconds,
+        bytes_sent=port.bytes_sent,
+        bytes_received=port.bytes_received,
+    )
+
+
+def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
+    """Return what a run costs each of so many records after ``releases`` updates."""
+    plan = privacy_plan(specification, records=records)
+    return plan.epsilon_after(releases) if plan.is_private else None
+
+
+def _play(task: RunTask, port: LocalPort, tell: _Journal) -> None:
+    here = os.getcwd()  # noqa: PTH109 - put back below: a foreign ServerApp gets a folder of its own
+    try:
+        run_task(task, port)
+    except TacitError as error:
+        tell("run_failed", {"code": error.code, "reason": error.message})
+        raise
+    finally:
+        os.chdir(here)
+
+
+def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:
+    least = specification.participation.min_clients
+    if len(owners) < least:
+        raise UsageError(
+            "E-USAGE", f"expected at least min_clients = {least} clients, got {len(owners)}"
+        )
+    if len({owner.node_id for owner in owners}) != len(owners):
+        raise UsageError("E-USAGE", "expected every owner to have a name of their own")
+
+
+def _make_folder(
+    out: Path, specification: RunSpec, source_toml: str, initial: Path | None
+) -> RunFolder:
+    if (out / "manifest.json").exists():
+        raise UsageError(
+            "E-RUN-FOLDER", f"{out} holds a run already", hint="name another folder with --out"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(out).create()
+    write_atomic(folder.specification, canonical_json(specification))
+    if source_toml:
+        write_atomic(folder.run_toml, source_toml.encode())
+    if specification.app is None:
+        save_arrays(folder.initial, initial_arrays(specification))
+    elif initial is not None:
+        save_arrays(folder.initial, load_arrays(initial))
+    return folder
+
+
+def _open_node(stack: ExitStack, specification: RunSpec, owner: Owner, out: Path) -> Node:
+    make_private_folder(out / "owners")
+    folder = out / "owners" / owner.name
+    make_private_folder(folder)
+    store = open_store(folder / "client.sqlite")
+    stack.callback(store.close)
+    around = Surroundings(
+        folder=folder,
+        runner=InProcessRunner(),
+        prepare=prepare_data,
+        epsilon_of=epsilon_of,
+        isolated=False,
+        clock=time.time,
+        fresh_key=lambda: os.urandom(32),
+        split_key=os.urandom(32),
+    )
+    config = ClientConfig(
+        data_sets={specification.data_set: owner.data_set}, policy=_policy(specification)
+    )
+    return Node(node_id=owner.node_id, config=config, store=store, around=around)
+
+
+def _policy(specification: RunSpec) -> Policy:
+    """Return a policy that allows the trial, except what no owner should allow unasked."""
+    model = specification.model
+    factory = model.factory if model is not None else None
+    return Policy(
+        modes=tuple(PrivacyMode),
+        max_epsilon_per_run=MAX_EPSILON,
+        min_clients=1,
+        approve=Approval.RULE,
+        apps={} if specification.app is None else {app_of(specification): AppRule()},
+        allowed_factories=() if factory is None else (factory,),
+        allow_unisolated_apps=True,
+    )
+
+
+def _offer(node: Node, name: str, run_id: str, canonical: bytes, tell: _Journal) -> None:
+    judgement = node.offer(run_id, canonical, specification_sha256(canonical))
+    tell(
+        "node_decided",
+        {
+            "member": name,
+            "node_id": node.node_id,
+            "verdict": judgement.verdict.value,
+            "code": judgement.code,
+        },
+    )
+    if judgement.verdict is not Verdict.APPROVED:
+        raise RefusedError(judgement.code, f"{name} does not approve the run: {judgement.reason}")

@@ -1,0 +1,162 @@
+"""The owners of a simulated federation: whose data, and how one data set is shared out for a trial.
+
+Owners come from a folder (one CSV or Parquet file each), or one file is dealt out: record by record
+after a seeded shuffle, so that every owner's share looks like the whole. Real owners never do; use
+a folder where it matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tacit.client.configuration import DataFormat, DataSet
+from tacit.client.preparation import PREPARED_NAME, PrepareJob
+from tacit.client.prepare import prepare_data
+from tacit.core.errors import UnavailableError, UsageError
+from tacit.core.specification import canonical_json
+from tacit.learning.prepared import PreparedSets, load_prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tacit.core.specification import RunSpec
+
+FORMATS = {".csv": DataFormat.CSV, ".parquet": DataFormat.PARQUET, ".npz": DataFormat.NPZ}
+LARGEST_NODE_ID = (1 << 63) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One simulated data owner.
+
+    Attributes:
+        name: what the tables call them.
+        data_set: where their records are.
+    """
+
+    name: str
+    data_set: DataSet
+
+    @property
+    def node_id(self) -> int:
+        """A number that depends on the name alone, so that reruns agree."""
+        digest = hashlib.sha256(b"tacit simulated owner|" + self.name.encode()).digest()
+        return int.from_bytes(digest[:8], "big") & LARGEST_NODE_ID
+
+
+def heart_folder() -> Path:
+    """Return the folder of the heart disease data that ship with the package."""
+    return Path(str(importlib.resources.files("tacit.simulation.data.heart")))
+
+
+def owners_in(path: Path, *, clients: int | None, scratch: Path, seed: int) -> list[Owner]:
+    """Return the owners of a folder of files, or deal one file out to ``clients`` owners.
+
+    Raises:
+        UnavailableError: there are no data.
+        UsageError: the number of clients does not fit.
+    """
+    if path.is_dir():
+        return _owners_of_folder(path, clients)
+    if not path.is_file():
+        raise UnavailableError("E-DATA-MISSING", f"expected data at {path}, found nothing there")
+    if path.suffix not in FORMATS:
+        raise UsageError(
+            "E-DATA-FORMAT", f"expected a file of {', '.join(FORMATS)}, got {path.name}"
+        )
+    if clients is None:
+        raise UsageError("E-USAGE", "one file is dealt out to --clients N owners: give N")
+    return _dealt_out(path, clients, scratch, seed)
+
+
+def owner_sets(specification: RunSpec, owner: Owner) -> PreparedSets:
+    """Return an owner's training and validation records, split as their own node splits them.
+
+    Raises:
+        DataError: the records break the data contract.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = PrepareJob(
+            specification=canonical_json(specification),
+            data_set=owner.data_set,
+            folder=Path(folder),
+            split_key=bytes(32),  # keys the hashes of a note that is thrown away here
+        )
+        prepare_data(job)
+        return load_prepared(Path(folder) / PREPARED_NAME)
+
+
+def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in FORMATS)
+    if not files:
+        raise UnavailableError(
+            "E-DATA-MISSING", f"expected files of {', '.join(FORMATS)} in {folder}, found none"
+        )
+    if clients is not None and clients != len(files):
+        raise UsageError(
+            "E-USAGE",
+            f"expected {len(files)} clients, one for each file in {folder}, got {clients}",
+            hint="give one file with --data to deal it out to any number of clients",
+        )
+    return [
+        Owner(
+            name=path.stem,
+            data_set=DataSet(path=path, format=FORMATS[path.suffix], records=_count(path)),
+        )
+        for path in files
+    ]
+
+
+def _dealt_out(path: Path, clients: int, scratch: Path, seed: int) -> list[Owner]:
+    form = FORMATS[path.suffix]
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    count = _count(path)
+    if not 1 <= clients <= count:
+        raise UsageError("E-USAGE", f"expected 1 to {count} clients, got {clients}")
+    order = np.random.default_rng(seed).permutation(count)
+    owners = []
+    for number, rows in enumerate(np.array_split(order, clients), start=1):
+        name = f"owner-{number:0{len(str(clients))}d}"
+        share = scratch / f"{name}{path.suffix}"
+        _write_share(path, share, np.sort(rows))
+        owners.append(
+            Owner(name=name, data_set=DataSet(path=share, format=form, records=len(rows)))
+        )
+    return owners
+
+
+def _count(path: Path) -> int:
+    """Count a simulated owner's records; a real owner declares a public bound instead."""
+    if path.suffix == ".csv":
+        return max(1, len(_csv_lines(path)) - 1)
+    if path.suffix == ".parquet":
+        from pyarrow import parquet  # noqa: PLC0415 - a tenth of a second, seldom needed
+
+        return max(1, int(parquet.ParquetFile(path).metadata.num_rows))
+    with np.load(path, allow_pickle=False) as arrays:
+        return max(1, *(len(arrays[name]) for name in arrays.files))
+
+
+def _write_share(path: Path, share: Path, rows: np.ndarray) -> None:
+    if path.suffix == ".csv":
+        header, *lines = _csv_lines(path)
+        share.write_bytes(b"\n".join([header, *(lines[row] for row in rows)]) + b"\n")
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet  # noqa: PLC0415
+
+        parquet.write_table(parquet.read_table(path).take(rows), share)
+    else:
+        with np.load(path, allow_pickle=False) as arrays:
+            np.savez(share, **{name: arrays[name][rows] for name in arrays.files})
+
+
+def _csv_lines(path: Path) -> Sequence[bytes]:
+    """Return the lines of a CSV file that hold something; quoted line ends are not dealt out."""
+    return [line for line in path.read_bytes().splitlines() if line.strip()]
