@@ -160,13 +160,15 @@ def sha256_app_files(module_name: str) -> bytes:
     for text in _distributions_of(top):
         digest.update(len(text).to_bytes(4, "big") + text)
     for module in modules:
-        for relative, path in _files_below(_package_root(module)):
-            name = f"{module}/{relative}".encode("utf-8", errors="surrogateescape")
+        package, root = _package_of(module)
+        for relative, path in _files_below(root):
+            name = f"{package}/{relative}".encode("utf-8", errors="surrogateescape")
             digest.update(len(name).to_bytes(4, "big") + name + sha256_file(path))
     return digest.digest()
 
 
-def _package_root(module_name: str) -> Path:
+def _package_of(module_name: str) -> tuple[str, Path]:
+    """Return name and place of the first real package on a dotted path."""
     top, *parts = module_name.split(".")
     try:
         spec = importlib.util.find_spec(top) if top else None
@@ -178,7 +180,7 @@ def _package_root(module_name: str) -> Path:
     if spec is None or spec.origin is None:
         raise _no_app(module_name)
     origin = Path(spec.origin)
-    return origin.parent if spec.submodule_search_locations else origin
+    return top, origin.parent if spec.submodule_search_locations else origin
 
 
 @functools.cache  # walking all installed distributions takes 0.2 s, and a round must not
