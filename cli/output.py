@@ -92,9 +92,7 @@ def table_text(table: Table) -> str:
         return table.empty
     cells = [[_cell(value) for value in row] for row in table.rows]
     columns = range(len(table.columns))
-    numeric = [
-        all(isinstance(row[c], (int, float, None.__class__)) for row in table.rows) for c in columns
-    ]
+    numeric = [all(_is_number(row[c]) for row in table.rows) for c in columns]
     widths = [max(len(table.columns[c]), *(len(row[c]) for row in cells)) for c in columns]
     lines = [
         "  ".join(
@@ -103,6 +101,10 @@ def table_text(table: Table) -> str:
         for row in [list(table.columns), *cells]
     ]
     return "\n".join(lines)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def visible(text: str) -> str:
