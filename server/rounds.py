@@ -288,6 +288,10 @@ class Exchange:
         entry = self._state.entries.get(self._state.wire_ids.get(wire_id, ""))
         return entry if entry is not None and entry.instruction.node_id == node_id else None
 
+    def entry(self, message_id: str) -> Entry | None:
+        """Return a message by the worker's id."""
+        return self._state.entries.get(message_id)
+
     def accept_reply(self, wire_id: str, node_id: int, *, now: float) -> list[Effect]:
         """Note that a node's reply is stored (rule 2).
 

@@ -1,0 +1,1 @@
+"""The daemon's gRPC services: thin translations between the wire and the rest of the server."""
