@@ -341,6 +341,15 @@ class StrategyRun:
         self._grid.port.event(kind.value, fields)
 
 
+def quiet_flower() -> None:
+    """Let Flower's logger say warnings only, through our handlers instead of its own."""
+    flower = logging.getLogger("flwr")
+    for handler in list(flower.handlers):
+        flower.removeHandler(handler)
+    flower.setLevel(logging.WARNING)
+    flower.propagate = True
+
+
 def load_object(path: str) -> Any:  # noqa: ANN401 - somebody's app
     """Import ``package.module:attribute``.
 

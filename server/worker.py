@@ -34,7 +34,7 @@ from tacit.core.logs import configure_logging
 from tacit.core.specification import RunSpec, specification_sha256
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.protos.pipe import Pipe, PipeClosed
-from tacit.server.app import RunTask, run_task
+from tacit.server.app import RunTask, quiet_flower, run_task
 from tacit.server.pipe_port import PipePort
 
 log = logging.getLogger("tacit.server.worker")
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one run to its end; return the exit status."""
     options = _parse(arguments)
     configure_logging("run-worker", level="INFO", form=options.log_form)
+    quiet_flower()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a run stops
     port = PipePort(Pipe(socket.socket(fileno=options.pipe)), options.spool)
     try:

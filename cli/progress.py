@@ -1,0 +1,123 @@
+"""How a run goes on, for people: a bar on a terminal, one plain line per round elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from tacit.cli.output import visible
+from tacit.core.events import Event, EventKind
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress
+
+
+class RoundProgress:
+    """Shows events of one run as they come; use it as a context manager.
+
+    Nothing is shown when ``quiet``: scripts read the result.
+    """
+
+    def __init__(self, rounds: int, *, quiet: bool = False, terminal: bool | None = None) -> None:
+        self._rounds = rounds
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._shown = 0
+
+    def __enter__(self) -> Self:
+        if self._terminal and not self._quiet:
+            self._bar, self._task = _make_bar(self._rounds)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if self._quiet:
+            return
+        line = line_of(event, self._rounds)
+        if event.kind is EventKind.ROUND_FINISHED:
+            number = int(event.fields["round"])
+            if number <= self._shown:
+                return  # told again after a restart
+            self._shown = number
+            if self._bar is not None:
+                self._bar.update(self._task, completed=number)
+                return
+        if line and self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        elif line:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - progress, beside the result
+
+
+def line_of(event: Event, rounds: int) -> str:
+    """Return the line for an event, or nothing for one that is of no interest here."""
+    form = _LINES.get(event.kind)
+    if form is None:
+        return ""
+    fields = {**event.fields, "rounds": rounds, "owners": len(event.fields.get("cohort") or ())}
+    fields["metrics"] = _metrics(event.fields.get("metrics"))
+    return visible(form.format_map(_Lenient(fields)).rstrip())
+
+
+class _Lenient(dict[str, Any]):
+    """Fields of an event; one that is missing, or from a later version, is a dash."""
+
+    def __missing__(self, key: str) -> str:
+        return "-"
+
+
+_LINES = {
+    EventKind.RUN_QUEUED: "queued: {name}",
+    EventKind.RUN_WAITING: "waiting: {reason} ({approved} of {needed})",
+    EventKind.RUN_STARTED: "started with {owners} owners",
+    EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
+    EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
+    EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
+    EventKind.REPLY_FAILED: "round {round}: {member} failed with {code}",
+    EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",
+    EventKind.RUN_FAILED: "failed: {reason} [{code}]",
+    EventKind.RUN_STOPPED: "stopped: {reason}",
+}
+
+
+def _metrics(metrics: object) -> str:
+    if not isinstance(metrics, dict) or not metrics:
+        return ""
+    shown = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in metrics.items()
+    ]
+    return ", " + ", ".join(shown)
+
+
+def _make_bar(rounds: int) -> tuple[Progress, Any]:
+    from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    return bar, bar.add_task("rounds", total=rounds)

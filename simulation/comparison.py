@@ -1,0 +1,262 @@
+"""What federation brought: one table of the federated model, each owner alone, all pooled, a guess.
+
+Only somebody who holds everybody's records can make this table: the simulator and the demo, never a
+real run, where each owner compares at home. Every model is trained with the run's own recipe and
+privacy and scored on records that nobody trained on. The numbers are exact and carry no noise.
+
+Records are split by their content, so an owner alone, the pool and the federation hold out the same
+ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tacit.core.artifacts import RunFolder, load_arrays, write_atomic
+from tacit.core.errors import UnavailableError
+from tacit.core.specification import PrivacyMode, RunSpec, to_plain
+from tacit.learning.baselines import Score, score_arrays, train_alone, trivial_score, union
+from tacit.privacy.noise import derive_key
+from tacit.privacy.plan import privacy_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from tacit.core.artifacts import Arrays
+    from tacit.learning.prepared import PreparedSets
+
+FEDERATED, POOLED, TRIVIAL = "federated", "all data pooled", "trivial guess"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model in the table.
+
+    Attributes:
+        model: which.
+        kind: federated, alone, pooled or trivial.
+        epsilon: what its training cost each record at the run's delta; None without noise.
+        overall: its score on the held-out records of all owners together.
+        by_owner: its score on each owner's held-out records.
+    """
+
+    model: str
+    kind: str
+    epsilon: float | None
+    overall: Score
+    by_owner: Mapping[str, Score]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The table, and how the federated model got there.
+
+    Attributes:
+        rows: the models.
+        by_round: accuracy on all held-out records after each kept round; round 0 is the start.
+        delta: the probability beside epsilon; None without noise.
+    """
+
+    rows: Sequence[Row]
+    by_round: Mapping[int, float]
+    delta: float | None
+
+    def row(self, kind: str) -> Row:
+        """Return the first row of a kind."""
+        return next(row for row in self.rows if row.kind == kind)
+
+
+def compare(
+    specification: RunSpec, sets: Mapping[str, PreparedSets], folder: RunFolder
+) -> Comparison:
+    """Score the run's model against its alternatives.
+
+    Args:
+        specification: the run, of a built-in model.
+        sets: every owner's records, by name.
+        folder: the run folder, with its model and the rounds' weights.
+
+    Raises:
+        UnavailableError: the run left no model.
+    """
+    if not folder.model.exists():
+        raise UnavailableError("E-NO-MODEL", f"expected the run's model at {folder.model}")
+    secret = os.urandom(32)
+    private = specification.privacy.mode is not PrivacyMode.NONE
+
+    def key(name: str) -> bytes | None:
+        return derive_key(secret, purpose=f"comparison {name}") if private else None
+
+    federated = load_arrays(folder.model)
+    epsilons = [_epsilon(specification, owner.records) for owner in sets.values()]
+    known = [epsilon for epsilon in epsilons if epsilon is not None]
+    rows = [
+        _row((FEDERATED, "federated", max(known, default=None)), specification, sets, federated)
+    ]
+    pooled = train_alone(specification, list(sets.values()), noise_key=key(POOLED))
+    epsilon = _epsilon(specification, sum(owner.records for owner in sets.values()))
+    rows.append(_row((POOLED, "pooled", epsilon), specification, sets, pooled))
+    for name, owner in sets.items():
+        alone = train_alone(specification, [owner], noise_key=key(name))
+        epsilon = _epsilon(specification, owner.records)
+        rows.append(_row((f"{name} alone", "alone", epsilon), specification, sets, alone))
+    rows.append(_trivial_row(specification, sets))
+    return Comparison(
+        rows=rows,
+        by_round=accuracy_by_round(specification, sets, folder),
+        delta=specification.privacy.delta if private else None,
+    )
+
+
+def accuracy_by_round(
+    specification: RunSpec, sets: Mapping[str, PreparedSets], folder: RunFolder
+) -> dict[int, float]:
+    """Return the accuracy of every round's kept weights on all held-out records."""
+    held_out = union([owner.validation for owner in sets.values()])
+    files = {0: folder.initial}
+    files |= {number: folder.round(number) for number in folder.round_numbers()}
+    return {
+        number: score_arrays(specification, load_arrays(path), held_out).accuracy
+        for number, path in files.items()
+    }
+
+
+def standard_error(score: Score) -> float:
+    """Return the standard error of an accuracy over so many records (binomial)."""
+    return math.sqrt(score.accuracy * (1.0 - score.accuracy) / max(1, score.examples))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the table for a terminal."""
+    from rich.table import Table  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
+
+    owners = list(comparison.rows[0].by_owner)
+    sizes = comparison.rows[0].by_owner
+    error = standard_error(comparison.row("federated").overall)
+    table = Table(
+        title="Accuracy on held-out records",
+        caption=f"one standard error over all {comparison.rows[0].overall.examples}: {error:.3f}",
+    )
+    table.add_column("model")
+    if comparison.delta is not None:
+        table.add_column("epsilon", justify="right")
+    table.add_column(f"all ({comparison.rows[0].overall.examples})", justify="right")
+    table.add_column("loss", justify="right")
+    for owner in owners:
+        table.add_column(f"{owner} ({sizes[owner].examples})", justify="right")
+    for row in comparison.rows:
+        cells = [row.model]
+        if comparison.delta is not None:
+            cells.append("-" if row.epsilon is None else f"{row.epsilon:.2f}")
+        cells += [f"{row.overall.accuracy:.3f}", f"{row.overall.loss:.3f}"]
+        cells += [f"{row.by_owner[owner].accuracy:.3f}" for owner in owners]
+        table.add_row(*cells, style="bold" if row.kind == "federated" else None)
+    return table
+
+
+def save_comparison(path: Path, specification: RunSpec, comparison: Comparison) -> None:
+    """Write ``comparison.json``."""
+    plain: dict[str, Any] = {
+        "run": specification.name,
+        "privacy": to_plain(specification.privacy),
+        "delta": comparison.delta,
+        "note": "exact metrics on held-out records, made by somebody who holds all the data",
+        "models": [asdict(row) for row in comparison.rows],
+        "accuracy_by_round": {str(k): v for k, v in sorted(comparison.by_round.items())},
+    }
+    write_atomic(path, json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> None:
+    """Draw accuracy by round beside the alternatives, as PNG.
+
+    Raises:
+        UnavailableError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - an extra
+
+        mpl.use("Agg")  # no display
+        from matplotlib import pyplot as plt  # noqa: PLC0415
+    except ImportError as error:
+        raise UnavailableError(
+            "E-EXTRA-MISSING",
+            "expected matplotlib, for the plot",
+            hint='install it: pip install "tacit[audit]"',
+        ) from error
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    rounds = sorted(comparison.by_round)
+    axes.plot(rounds, [comparison.by_round[k] for k in rounds], marker="o", ms=3, label=FEDERATED)
+    styles = {"pooled": ("tab:green", "--"), "alone": ("tab:gray", ":"), "trivial": ("k", "-.")}
+    named = False
+    for row in comparison.rows[1:]:
+        colour, line = styles[row.kind]
+        label = row.model if row.kind != "alone" else ("_" if named else "each owner alone")
+        named = named or row.kind == "alone"
+        axes.axhline(row.overall.accuracy, color=colour, linestyle=line, lw=1.2, label=label)
+    axes.set_xlabel("round")
+    axes.set_ylabel("accuracy on all held-out records")
+    axes.set_title(_title(specification, comparison), fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.grid(visible=True, alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _row(
+    model: tuple[str, str, float | None],
+    specification: RunSpec,
+    sets: Mapping[str, PreparedSets],
+    arrays: Arrays,
+) -> Row:
+    """Score weights; ``model`` is the row's name, kind and epsilon."""
+    name, kind, epsilon = model
+    held_out = union([owner.validation for owner in sets.values()])
+    return Row(
+        model=name,
+        kind=kind,
+        epsilon=epsilon,
+        overall=score_arrays(specification, arrays, held_out),
+        by_owner={
+            owner: score_arrays(specification, arrays, parts.validation)
+            for owner, parts in sets.items()
+        },
+    )
+
+
+def _trivial_row(specification: RunSpec, sets: Mapping[str, PreparedSets]) -> Row:
+    classes = len(specification.data.classes) if specification.data is not None else 2
+    training = union([owner.train for owner in sets.values()])
+    held_out = union([owner.validation for owner in sets.values()])
+    return Row(
+        model=TRIVIAL,
+        kind="trivial",
+        epsilon=None,
+        overall=trivial_score(training, held_out, classes=classes),
+        by_owner={
+            name: trivial_score(training, owner.validation, classes=classes)
+            for name, owner in sets.items()
+        },
+    )
+
+
+def _epsilon(specification: RunSpec, records: int) -> float | None:
+    plan = privacy_plan(specification, records=records)
+    return plan.epsilon if plan.is_private else None
+
+
+def _title(specification: RunSpec, comparison: Comparison) -> str:
+    epsilon = comparison.row("federated").epsilon
+    if epsilon is None:
+        return f"{specification.name}: no differential privacy"
+    return (
+        f"{specification.name}: ({epsilon:.2g}, {comparison.delta:g})-DP per record "
+        f"at each owner (add/remove)"
+    )
