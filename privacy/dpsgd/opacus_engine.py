@@ -66,7 +66,7 @@ class OpacusEngine:
 
         Raises:
             RefusedError: the plan's steps for this key are used up (``E-STEPS-SPENT``).
-            ConfigError: parameters are shared between layers (``E-MODEL-NOT-DP``).
+            ConfigError: a layer's rows are not records (``E-MODEL-NOT-DP``).
         """
         if self._step >= self._plan.local_steps:
             raise RefusedError(
@@ -129,13 +129,12 @@ def _gradient_sample(parameter: nn.Parameter, *, records: int) -> torch.Tensor:
     if sample is None:
         return torch.zeros((records, *parameter.shape), dtype=torch.float64)
     if not isinstance(sample, torch.Tensor) or sample.shape[0] != records:
-        # Opacus keeps a list for a parameter that several layers share; its optimiser would read
-        # the list as several batches, and each half would be clipped alone.
+        # A list holds several batches; another length means that rows are not records. Either way
+        # a clip per row would not be a clip per record.
         raise ConfigError(
             "E-MODEL-NOT-DP",
-            "expected one gradient per record and parameter: parameters shared between layers, "
-            "or layers that do not put records first, have none",
-            hint="give each layer its own parameters, with the record as the first dimension",
+            "expected one gradient per record and parameter, got another number of them",
+            hint="every layer takes and gives one row per record, records first",
         )
     return sample.to(torch.float64)
 

@@ -1,0 +1,104 @@
+"""A plan follows from the specification and the declared bound alone, and refuses the rest."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import pytest
+
+from tacit.core.errors import RefusedError
+from tacit.core.specification import PrivacyMode, RunSpec
+from tacit.privacy.accounting import epsilon_of
+from tacit.privacy.plan import privacy_plan
+
+MakeRun = Callable[..., RunSpec]
+PRIVACY = {"mode": "record-local", "clip": 0.5, "delta": 1e-4}
+
+
+def test_the_run_costs_what_was_asked_for(make_run: MakeRun) -> None:
+    """Rounds x local steps cost the target epsilon at the declared delta."""
+    plan = privacy_plan(make_run(), records=100)
+    assert plan.steps == 20
+    assert plan.epsilon == pytest.approx(1.0, rel=1e-6)
+    assert plan.epsilon == epsilon_of(plan.noise_multiplier, 1.0, 20, 1e-4)
+    assert plan.epsilon_after(plan.releases) == plan.epsilon
+
+
+def test_a_retried_round_costs_more(make_run: MakeRun) -> None:
+    """An eleventh release of a run of ten rounds goes beyond its epsilon."""
+    plan = privacy_plan(make_run(), records=100)
+    assert plan.epsilon_after(0) == 0.0
+    assert plan.epsilon_after(5) < plan.epsilon < plan.epsilon_after(11)
+
+
+def test_the_normaliser_is_public(make_run: MakeRun) -> None:
+    """It follows the declared records, the trained share and the sampling rate."""
+    assert privacy_plan(make_run(), records=200).normaliser == pytest.approx(150.0)
+    poisson = {**PRIVACY, "noise_multiplier": 1.0, "sampling": "poisson", "sample_rate": 0.1}
+    assert privacy_plan(make_run(privacy=poisson), records=200).normaliser == pytest.approx(15.0)
+    given = {**PRIVACY, "noise_multiplier": 1.0, "normaliser": 64.0}
+    assert privacy_plan(make_run(privacy=given), records=200).normaliser == 64.0
+
+
+def test_no_data_can_reach_a_plan() -> None:
+    """The only argument beside the specification is the declared bound."""
+    assert list(inspect.signature(privacy_plan).parameters) == ["spec", "records"]
+
+
+def test_a_given_multiplier_is_taken_and_priced(make_run: MakeRun) -> None:
+    """noise_multiplier in place of epsilon gives the epsilon that it costs."""
+    plan = privacy_plan(make_run(privacy={**PRIVACY, "noise_multiplier": 3.0}), records=100)
+    assert plan.noise_multiplier == 3.0
+    assert plan.epsilon == epsilon_of(3.0, 1.0, 20, 1e-4)
+    assert plan.noise_deviation == pytest.approx(1.5, rel=2e-5)
+    assert plan.noise_deviation > 1.5
+
+
+def test_mode_none_has_no_epsilon(make_run: MakeRun) -> None:
+    """A run in the open promises nothing, and says so in its numbers."""
+    plan = privacy_plan(make_run(privacy={"mode": "none"}), records=100)
+    assert not plan.is_private
+    assert (plan.epsilon, plan.noise_multiplier, plan.clip) == (math.inf, 0.0, math.inf)
+    assert plan.epsilon_after(1) == math.inf
+
+
+@pytest.mark.parametrize(
+    "mode", [m.value for m in PrivacyMode if m.value not in ("none", "record-local")]
+)
+def test_modes_without_a_mechanism_are_refused(make_run: MakeRun, mode: str) -> None:
+    """Nothing leaves under the name of a mode that is not built."""
+    run = make_run(privacy={**PRIVACY, "mode": mode, "epsilon": 1.0})
+    with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
+        privacy_plan(run, records=100)
+
+
+def test_the_unit_subject_is_refused(make_run: MakeRun) -> None:
+    """One record's clip bounds no subject with several records."""
+    run = make_run(privacy={**PRIVACY, "epsilon": 1.0, "unit": "subject"})
+    with pytest.raises(RefusedError, match="E-UNIT-NOT-BUILT"):
+        privacy_plan(run, records=100)
+
+
+def test_a_foreign_app_gets_no_claim_per_record(make_run: MakeRun) -> None:
+    """What an app of one's own does with a record is not known here."""
+    run = make_run(
+        model=None, training=None, app={"client": "a.b:c"}, results={"train": {"arrays": "model"}}
+    )
+    with pytest.raises(RefusedError, match="E-MODE-NEEDS-BUILT-IN"):
+        privacy_plan(run, records=100)
+
+
+def test_delta_must_be_below_one_in_the_records(make_run: MakeRun) -> None:
+    """At 1 / records, publishing one record in full would count as private."""
+    assert privacy_plan(make_run(), records=9_999).delta == 1e-4
+    with pytest.raises(RefusedError, match="E-DELTA-TOO-LARGE"):
+        privacy_plan(make_run(), records=10_000)
+
+
+def test_next_to_no_noise_is_refused(make_run: MakeRun) -> None:
+    """An epsilon in the millions is not a privacy mechanism."""
+    run = make_run(privacy={**PRIVACY, "noise_multiplier": 1e-3})
+    with pytest.raises(RefusedError, match="E-NOISE-TOO-SMALL"):
+        privacy_plan(run, records=100)
