@@ -59,6 +59,8 @@ class ColumnSpec:
             yield "range", f"only a number has a range, this column is a {self.type.value}"
         if self.type is ColumnKind.CATEGORY and len(self.values) < 2:
             yield "values", "a category needs at least two values, from public knowledge"
+        if self.type is ColumnKind.BOOLEAN and len(self.values) not in (0, 2):
+            yield "values", "a boolean needs its two words, as [false, true], or none"
         if len(set(self.values)) != len(self.values):
             yield "values", "expected each value once"
         if self.type is ColumnKind.NUMBER and isinstance(self.missing, str):

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping  # noqa: TC003 - read by the reader under test
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, NewType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.core.configuration import from_plain, load_config, parse_toml
-from tacit.core.errors import ConfigError
+from tacit.core.errors import ConfigError, UnavailableError
 
 
 class Colour(enum.Enum):
@@ -273,3 +274,74 @@ def test_free_form_tables_survive(table: dict[str, bool | int | str]) -> None:
         assert value.anything == table
     else:
         assert all("valid Unicode" in problem for problem in value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exotic:
+    level: Literal["low", "high"] = "low"
+    node: NewType("Node", int) | None = None  # type: ignore[valid-type]
+    free: Any = None
+    either: float | str = 0.0
+
+
+def test_rarer_types_are_read_as_strictly() -> None:
+    """Literals, new types, unions and free values follow the same rules."""
+    plain = {"level": "high", "node": 3, "free": [1], "either": 2}
+    assert from_plain(plain, Exotic) == Exotic(level="high", node=3, free=[1], either=2.0)
+    with pytest.raises(ConfigError) as caught:
+        from_plain({"level": "lo", "node": "x", "either": [1]}, Exotic)
+    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
+        'level: expected one of "low", "high", got the text "lo" (did you mean "low"?)',
+        'node: expected a whole number, got the text "x"',
+        "either: expected a number or text, got a list",
+    ]
+    environ = {"TACIT_X_LEVEL": "high", "TACIT_X_NODE": "7"}
+    value = parse_toml("", Exotic, source="s", environ=environ, prefix="TACIT_X").value
+    assert (value.level, value.node) == ("high", 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    number: complex = 0j
+
+
+def test_a_type_without_a_rule_is_a_programming_error() -> None:
+    """A field that no rule reads fails loudly, not for one user at a time."""
+    with pytest.raises(TypeError, match="complex"):
+        from_plain({"number": 1}, Unreadable)
+
+
+@pytest.mark.parametrize("required", ["colour", "limits", "pair", "by_name"])
+def test_what_is_missing_is_described(required: str) -> None:
+    """A missing key says what kind of value it wants."""
+    described = {
+        "colour": 'one of "red", "green"',
+        "limits": "a table",
+        "pair": "a list",
+        "by_name": "a table",
+    }
+    with pytest.raises(ConfigError) as caught:
+        from_plain({}, Demanding)
+    expected = f"specification: {required}: missing: expected {described[required]}"
+    assert expected in caught.value.problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demanding:
+    colour: Colour
+    limits: Limits
+    pair: tuple[float, float]
+    by_name: Mapping[str, Rule]
+    count: int
+    either: float | str
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    """A file that no person wrote is not parsed."""
+    path = tmp_path / "huge.toml"
+    with path.open("wb") as file:
+        file.truncate(5 << 20)
+    with pytest.raises(ConfigError, match="expected at most"):
+        load_config(path, Sample)
+    with pytest.raises(UnavailableError, match="E-FILE-UNREADABLE"):
+        load_config(tmp_path, Sample)
