@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save_file
 
+from tacit.core import artifacts
 from tacit.core.artifacts import (
     RunFolder,
     load_arrays,
@@ -167,3 +170,35 @@ def test_a_run_folder_has_its_layout(tmp_path: Path) -> None:
     assert folder.round_numbers() == [2, 10, 12345]
     assert RunFolder(tmp_path / "none").round_numbers() == []
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
+def test_a_write_that_the_system_refuses_is_named(tmp_path: Path) -> None:
+    """Whatever stops the writing of arrays becomes an error of ours and leaves the old file."""
+    path = tmp_path / "x"
+    save_arrays(path, {"a": np.ones(3)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UnavailableError, match="File too large"):
+            save_arrays(path, {"a": np.ones(3000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(load_arrays(path)) == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("order", ["{", "3", '["b"]', '["a", 3]', '["a", "a"]'])
+def test_a_foreign_order_is_ignored(tmp_path: Path, order: str) -> None:
+    """A file of somebody else may say what it likes about the order; the arrays are there."""
+    path = tmp_path / "x"
+    save_file({"a": np.ones(1), "b": np.ones(2)}, path, metadata={"tacit-order": order})
+    assert sorted(load_arrays(path)) == ["a", "b"]
+
+
+def test_a_package_that_is_no_app_is_refused(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole environment is not an app: its fingerprint would take for ever."""
+    monkeypatch.setattr(artifacts, "_MAX_APP_FILES", 2)
+    with pytest.raises(RefusedError, match="too many files"):
+        sha256_app_files(package.name)

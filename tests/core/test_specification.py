@@ -142,6 +142,9 @@ def test_app_runs_declare_their_results() -> None:
     participation = {rounds = 1}
     """
     assert "results: a run with [app] declares" in problems_of(app)[0]
+    both = app + 'model = {kind = "logistic"}\nresults.fit = {}\n'
+    assert [problem.split(": ")[1] for problem in problems_of(both)] == ["model", "results.fit"]
+    assert "results: only runs with [app]" in problems_of(RUN + "[results.train]\n")[0]
     good = app + "results.train = {metrics = {loss = {range = [0, 1]}}}\n"
     assert parsed(good).results["train"].metrics["loss"].range == (0.0, 1.0)
 

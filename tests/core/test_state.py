@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tacit.core.errors import ConfigError, TrustError, UnavailableError
-from tacit.core.state import default_home, open_state
+from tacit.core.state import StateDirectory, default_home, open_state
 
 
 def test_a_new_directory_is_private(tmp_path: Path) -> None:
@@ -97,6 +97,7 @@ def test_the_lock_falls_with_the_process(tmp_path: Path) -> None:
 
 def test_a_socket_path_that_is_too_long_is_named(tmp_path: Path) -> None:
     """The operating system's limit for socket paths becomes a clear error."""
+    assert StateDirectory(path=Path("/s")).socket == Path("/s/control.sock")
     long = open_state(tmp_path / ("x" * 100), create=True)
     with pytest.raises(ConfigError, match="E-STATE-PATH-LONG"):
         _ = long.socket
