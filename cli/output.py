@@ -8,21 +8,21 @@ machine is stripped of control characters before it reaches a terminal.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime as dt
 import enum
 import json as json_module
-import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 
 from tacit.core.errors import TacitError
+from tacit.core.plain import plain
+
+__all__ = ["Table", "emit", "plain", "render_failure", "table_text", "visible"]
 
 EXIT_USAGE = 2
 EXIT_BUG = 70
@@ -63,27 +63,6 @@ def emit(
     else:
         text = _lines_of(plain(value))
     print(text, file=out)
-
-
-def plain(value: object) -> Any:  # noqa: ANN401, PLR0911 - JSON; one line per kind
-    """Return a value in terms that JSON has: bytes as hex, times in ISO form, NaN as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, (dt.datetime, dt.date)):
-        return value.isoformat()
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).hex()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def table_text(table: Table) -> str:

@@ -18,7 +18,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,9 +127,9 @@ class Conversion:
 
     def _broken_rules(self, value: object, path: Location, bad: set[str]) -> int:
         """Note the rules that a value breaks, less those about keys that were bad already."""
-        rules = getattr(value, "problems", None)
+        rules: Callable[[], Iterable[tuple[str, str]]] = getattr(value, "problems", tuple)
         found = 0
-        for key, text in rules() if callable(rules) else ():
+        for key, text in rules():
             if key.split(".")[0] not in bad:
                 self._note((*path, *(part for part in key.split(".") if part)), text)
                 found += 1
