@@ -7,7 +7,7 @@ import re
 from tacit.core.errors import ProtocolError
 
 _RUN = re.compile(r"r-[0-9a-f]{8}")
-_MESSAGE = re.compile(r"(r-[0-9a-f]{8})\.[0-9]{6,12}")
+_MESSAGE = re.compile(r"(r-[0-9a-f]{8})\.[0-9]{6,12}(\.[0-9]{1,6})?")  # a later attempt: .2
 _TYPE = re.compile(r"(train|evaluate|query)(\.[A-Za-z_][A-Za-z0-9_]{0,63})?")
 
 

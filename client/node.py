@@ -160,10 +160,20 @@ class Node:
                 return self._answered(head, payload)
             except UnavailableError as error:
                 if error.code != "E-APP-MISSING":
-                    raise
+                    raise  # nothing is decided: a full disk, or this daemon stops
                 return self._replies.store_error(head, error)
             except TacitError as error:
                 return self._replies.store_error(head, error)
+
+    def refuse(self, head: fleet_pb2.InstructionHead, error: TacitError) -> OutboxEntry:
+        """Store, as the answer to an instruction that was not even fetched, that it is refused.
+
+        Raises:
+            ProtocolError: it is no instruction of a run that was offered here.
+        """
+        verify_message_id(head.run_id, head.message_id)
+        with self._run_lock(head.run_id):
+            return self._replies.find(head) or self._replies.store_error(head, error)
 
     def _answered(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
         run = self._runs.known(head.run_id)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,32 +79,59 @@ class PrepareJob:
         )
 
 
-def prepare_in_process(job: PrepareJob) -> None:
-    """Make a data set ready in a process of its own.
+class Preparation:
+    """Makes data sets ready, each in a process of its own; safe to use from several threads."""
 
-    Raises:
-        DataError: the file does not keep the run's contract; rows are named by number.
-        UnavailableError: the file is missing, or the process failed.
-    """
-    environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    try:
-        result = subprocess.run(
-            [sys.executable, "-P", "-s", "-B", "-m", "tacit.client.prepare"],
-            input=job.encode(),
-            capture_output=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-            env=environment | {"OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
-        )
-        answer = json.loads(result.stdout)
-        code, message = str(answer["code"]), str(answer["message"])
-        problems = tuple(map(str, answer["problems"]))
-    except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
-        raise UnavailableError(
-            "E-PREPARE-FAILED",
-            f"expected the data set {job.data_set.path} to be prepared; the process failed",
-            hint="Memory may have run out; `tacit client check` prepares it on its own.",
-        ) from error
-    if code:
-        hint = str(answer.get("hint", ""))
-        raise DataError(code, message, problems=problems, hint=hint)
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._guard = threading.Lock()
+        self._closing = False
+
+    def prepare(self, job: PrepareJob) -> None:
+        """Make one data set ready.
+
+        Raises:
+            DataError: the file does not keep the run's contract; rows are named by number.
+            UnavailableError: the process failed.
+        """
+        try:
+            output = self._run(job.encode())
+            answer = json.loads(output)
+            code, message = str(answer["code"]), str(answer["message"])
+            problems, hint = tuple(map(str, answer["problems"])), str(answer["hint"])
+        except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
+            raise UnavailableError(
+                "E-PREPARE-FAILED",
+                f"expected the data set {job.data_set.path} to be prepared; the process failed",
+                hint="Memory may have run out; `tacit client check` prepares it on its own.",
+            ) from error
+        if code:
+            raise DataError(code, message, problems=problems, hint=hint)
+
+    def close(self) -> None:
+        """Kill what is still running."""
+        with self._guard:
+            self._closing = True
+            for process in self._running:
+                process.kill()
+
+    def _run(self, job: bytes) -> bytes:
+        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        with self._guard:
+            if self._closing:
+                raise UnavailableError("E-NODE-STOPPING", "this node is about to stop")
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-B", "-m", "tacit.client.prepare"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # a traceback could quote a record
+                env=environment | {"OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+            )
+            self._running.add(process)
+        try:
+            return process.communicate(job, timeout=_TIMEOUT_S)[0]
+        finally:
+            process.kill()
+            process.wait()
+            with self._guard:
+                self._running.discard(process)

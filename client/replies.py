@@ -162,15 +162,16 @@ class Replies:
         """Store a failure: the code leaves, the reason stays in the decision log.
 
         Raises:
-            ProtocolError: the run was never offered here.
+            ProtocolError: the run is over, or was never offered here.
         """
         now = self._clock()
         fields = {"message": head.message_id, "code": code, "reason": reason}
         logger.warning("nothing left", extra={"fields": fields})
         decision = _decision(head, outcome, at_s=now, code=code, reason=reason)
-        if self._store.load_run(head.run_id) is None:
+        run = self._store.load_run(head.run_id)
+        if run is None or run.ended:
             self._store.log_decision(decision, keep=self._config.keep_decisions)
-            raise ProtocolError("E-RUN-UNKNOWN", f"run {head.run_id} was never offered here")
+            raise ProtocolError("E-RUN-UNKNOWN", f"run {head.run_id} is over, or was never offered")
         reply = fleet_pb2.ReplyHead(
             run_id=head.run_id,
             message_id=head.message_id,

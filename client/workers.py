@@ -24,7 +24,7 @@ from tacit.client.approvals import BUILT_IN_APP
 from tacit.client.payload import DescriptorPayload, Payload, anonymous_file
 from tacit.client.runner import AppAnswer, AppSetup
 from tacit.client.worker import WorkerOrder
-from tacit.core.errors import AppError, ProtocolError
+from tacit.core.errors import AppError, ProtocolError, UnavailableError
 from tacit.core.files import make_private_folder, write_atomic
 from tacit.protos import pipe_pb2
 from tacit.protos.payload import write_segments
@@ -69,9 +69,10 @@ class Worker:
                 start_new_session=True,
             )
         self._pipe = Pipe(ours)
-        threading.Thread(
+        self._log = threading.Thread(
             target=_copy_log, args=(self._process.stdout, log), name="worker-log", daemon=True
-        ).start()
+        )
+        self._log.start()
         with contextlib.suppress(PipeClosed):  # its end is noticed when it is called
             self._send_begin()
 
@@ -126,6 +127,7 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_TIMEOUT_S)
+        self._log.join(_STOP_TIMEOUT_S)
         self._pipe.close()
 
     def _send_begin(self) -> None:
@@ -168,6 +170,7 @@ class Workers:
         self._policy = policy
         self._workers: dict[str, Worker] = {}
         self._guard = threading.Lock()
+        self._closing = False
 
     def begin(self, setup: AppSetup) -> None:
         """Start a run's worker, unless as many as the owner allows are there already."""
@@ -187,8 +190,10 @@ class Workers:
             worker.busy = True
         try:
             return worker.call(call, payload, timeout_s=setup.timeout_s)
-        except (AppError, ProtocolError):
+        except (AppError, ProtocolError) as error:
             self._discard(run_id, worker)
+            if self._closing:
+                raise UnavailableError("E-NODE-STOPPING", "this node is about to stop") from error
             raise
         finally:
             worker.busy = False
@@ -202,7 +207,8 @@ class Workers:
             self._discard(run_id, worker)
 
     def close(self) -> None:
-        """Kill every worker."""
+        """Kill every worker; a call that is under way is nobody's failure."""
+        self._closing = True
         for run_id in list(self._workers):
             self.end(run_id)
 
@@ -255,6 +261,7 @@ def _environment(scratch: str) -> dict[str, str]:
         "USER": "tacit",
         "LOGNAME": "tacit",
         "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -1,0 +1,279 @@
+"""`tacit client`: a data owner joins, decides what may happen to their data, and sees what did.
+
+The verbs reach a running daemon over the Unix socket in its state directory. When it is stopped,
+`status` reads its store, and `approve` and `deny` write it under the directory's lock; the server
+hears of it at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tacit.cli.output import Table, emit, plain, table_text
+from tacit.client.configuration import CONFIG_NAME, SAMPLE
+from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
+from tacit.client.link import leave as leave_federation
+from tacit.client.local import ask_daemon
+from tacit.client.preflight import Finding, Grade, check_client
+from tacit.client.status import Connection, as_json, read_status
+from tacit.client.store import STORE_NAME, open_store
+from tacit.core.errors import ConfigError, UnavailableError, UsageError
+from tacit.core.files import write_atomic
+from tacit.core.identity import Role, parse_token
+from tacit.core.logs import Form, configure_logging
+from tacit.core.membership import Membership
+from tacit.core.state import StateDirectory, default_home, open_state
+from tacit.protos.enrolment_client import enrol
+
+app = typer.Typer(add_completion=False)
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+RunId = Annotated[str, typer.Argument(help="A run id, from `tacit client status`.")]
+
+
+@app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="From `tacit server invite NAME --role client`.")],
+    home: Home = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Enrol this machine with a token; keys are made here and stay here."""
+    parsed = parse_token(token)
+    if parsed.role is not Role.CLIENT:
+        raise UsageError(
+            "E-TOKEN-ROLE",
+            f"expected the token of a client, got one of an {parsed.role.value}",
+            hint="Operators and auditors use `tacit login TOKEN`.",
+        )
+    state = open_state(_home(home), create=True)
+    with state.lock():
+        membership = enrol(parsed, state.path / IDENTITY_FOLDER)
+        config = state.path / CONFIG_NAME
+        if not config.exists():
+            write_atomic(config, SAMPLE.encode())
+    identity = membership.identity
+    value = {
+        "name": identity.name,
+        "node_id": identity.node_id,
+        "home": state.path,
+        "config": config,
+        "addresses": membership.addresses,
+        "expires_at": identity.not_after,
+    }
+    emit(value, json=json)
+    if not json:
+        typer.echo(f"Next: edit {config}, then tacit client check, then tacit client start")
+
+
+@app.command()
+def check(
+    home: Home = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="A run.toml whose data contract to check.")
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Say what is wrong on this machine, and what to do; exit code 3 if something is."""
+    state = _opened(home)
+    findings = asyncio.run(_check(state, run, quiet=json))
+    if json:
+        emit(findings, json=True)
+    if any(finding.grade is Grade.WRONG for finding in findings):
+        raise typer.Exit(ConfigError.exit_code)
+
+
+async def _check(state: StateDirectory, run: Path | None, *, quiet: bool) -> list[Finding]:
+    findings = []
+    async for finding in check_client(state, run=run):
+        findings.append(finding)
+        if not quiet:
+            typer.echo(f"{finding.grade.value:<8} {finding.subject}: {finding.text}")
+            if finding.hint:
+                typer.echo(f"         {finding.hint}")
+    return findings
+
+
+@app.command()
+def start(
+    home: Home = None,
+    *,
+    log_format: Annotated[
+        str, typer.Option("--log-format", help="text for people, json for machines.")
+    ] = "text",
+    log_level: Annotated[str, typer.Option("--log-level", help="INFO, WARNING, ...")] = "INFO",
+) -> None:
+    """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything."""
+    form: Form = "json" if log_format == "json" else "text"
+    configure_logging("client", level=log_level, form=form)
+    run_client(_opened(home).path)
+
+
+@app.command()
+def status(home: Home = None, *, json: Json = False) -> None:
+    """Show runs, the verdicts on them, what left and when, and what was refused and why."""
+    state = _opened(home)
+    value = _status(state)
+    if json:
+        emit(value, json=True)
+        return
+    _show(value)
+
+
+@app.command()
+def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
+    """Say yes to a run that the policy admits."""
+    emit(_decide(_opened(home), "approve", run_id=run_id), json=json)
+
+
+@app.command()
+def deny(
+    run_id: RunId,
+    home: Home = None,
+    reason: Annotated[str, typer.Option(help="For your own log; it does not leave.")] = "",
+    *,
+    json: Json = False,
+) -> None:
+    """Say no to a run; if it is under way here, it stops at once."""
+    emit(_decide(_opened(home), "deny", run_id=run_id, reason=reason), json=json)
+
+
+@app.command()
+def leave(home: Home = None, *, json: Json = False) -> None:
+    """Leave the federation for good: the certificate is revoked and removed, the records stay."""
+    state = _opened(home)
+    with state.lock():
+        membership = Membership(state.path / IDENTITY_FOLDER)
+        name = membership.identity.name
+        address = asyncio.run(leave_federation(membership))
+        for path in (state.path / IDENTITY_FOLDER).iterdir():
+            path.unlink()
+        (state.path / IDENTITY_FOLDER).rmdir()
+    emit({"left": name, "server": address, "home": state.path}, json=json)
+
+
+def _home(home: Path | None) -> Path:
+    return home if home is not None else default_home("client")
+
+
+def _opened(home: Path | None) -> StateDirectory:
+    return open_state(_home(home), create=False)
+
+
+def _status(state: StateDirectory) -> dict[str, Any]:
+    try:
+        return ask_daemon(state, "status")
+    except UnavailableError:
+        identity = Membership(state.path / IDENTITY_FOLDER).identity
+        path = state.path / STORE_NAME
+        if not path.exists():
+            return {
+                "member": identity.name,
+                "node_id": identity.node_id,
+                "connection": plain(Connection(state="stopped")),
+                "runs": [],
+                "outbox": [],
+                "decisions": [],
+            }
+        store = open_store(path, read_only=True)
+        try:
+            value: dict[str, Any] = as_json(
+                read_status(
+                    store,
+                    member=identity.name,
+                    node_id=identity.node_id,
+                    connection=Connection(state="stopped"),
+                )
+            )
+        finally:
+            store.close()
+        return value
+
+
+def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
+    if state.holder() is not None:
+        return ask_daemon(state, verb, **fields)
+    with state.lock(), assembled(state) as parts:
+        if verb == "approve":
+            judgement = parts.node.approve(fields["run_id"])
+        else:
+            judgement = parts.node.deny(fields["run_id"], fields["reason"])
+    value: dict[str, Any] = as_json(judgement)
+    return value
+
+
+def _show(value: dict[str, Any]) -> None:
+    connection = value["connection"]
+    line = f"{value['member']} (node {value['node_id']}): {connection['state']}"
+    if connection["address"]:
+        line += f", {connection['address']}"
+    typer.echo(line)
+    if connection["problem"]:
+        typer.echo(f"  {connection['problem']}")
+    if connection["state"] != "stopped":
+        typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
+    typer.echo("\nRuns")
+    typer.echo(table_text(_runs_table(value["runs"])))
+    for run in value["runs"]:
+        if run["reason"]:
+            typer.echo(f"  {run['run_id']}: {run['reason']}")
+    typer.echo("\nWhat left, and what did not (latest first)")
+    typer.echo(table_text(_decisions_table(value["decisions"])))
+    kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
+    if kept:
+        typer.echo(f"\n{kept} replies wait for the server")
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            run["run_id"],
+            run["name"],
+            run["mode"],
+            "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
+            run["verdict"],
+            run["decided_by"],
+            run["code"] or "-",
+            run["released"],
+            run["refused"],
+            run["failed"],
+            run["ended"] or "-",
+        )
+        for run in runs
+    ]
+    columns = ("run", "name", "mode", "epsilon", "verdict", "by", "code")
+    return Table(
+        columns=(*columns, "left", "refused", "failed", "ended"),
+        rows=rows,
+        empty="No run has been offered yet.",
+    )
+
+
+def _decisions_table(decisions: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            dt.datetime.fromtimestamp(line["at_s"], dt.UTC).strftime("%F %T"),
+            line["message_id"] or line["run_id"],
+            line["message_type"] or "-",
+            line["outcome"],
+            line["payload_bytes"] or "-",
+            line["code"] or "-",
+            line["reason"] or "-",
+        )
+        for line in decisions[:20]
+    ]
+    return Table(
+        columns=("at (UTC)", "what", "type", "outcome", "bytes", "code", "reason"),
+        rows=rows,
+        empty="Nothing has left this node.",
+    )

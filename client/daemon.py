@@ -1,0 +1,230 @@
+"""The data owner's daemon: one process, one state directory, one link to the server.
+
+It holds the node's keys, its store and its policy; it never runs an app, never parses an owner's
+file and never imports torch or flwr. SIGTERM or Ctrl-C ends it cleanly: workers are killed, stored
+replies stay stored, and what was under way is done again from the same noise key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tacit.client.configuration import CONFIG_NAME, ClientConfig, load_client_config
+from tacit.client.dispatch import Dispatcher
+from tacit.client.isolation import Isolation, probe
+from tacit.client.link import Link
+from tacit.client.local import serve_local
+from tacit.client.node import Node
+from tacit.client.preparation import Preparation
+from tacit.client.runs import Surroundings
+from tacit.client.status import Connection, as_json, read_status
+from tacit.client.store import STORE_NAME, Store, open_store
+from tacit.client.workers import Workers
+from tacit.core.files import write_atomic
+from tacit.core.membership import Membership
+from tacit.core.specification import PrivacyMode, RunSpec
+from tacit.core.state import open_state
+from tacit.privacy.plan import privacy_plan
+from tacit.protos import fleet_pb2
+from tacit.protos.memory import keep_large_buffers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from tacit.core.identity import MemberIdentity
+    from tacit.core.state import StateDirectory
+
+logger = logging.getLogger("tacit.client.daemon")
+
+PROTOCOL_VERSION = 1
+IDENTITY_FOLDER = "identity"
+_SPLIT_KEY_NAME = "split-key"
+_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """The parts of a daemon that do not need an event loop."""
+
+    node: Node
+    store: Store
+    workers: Workers
+    preparation: Preparation
+    membership: Membership
+    identity: MemberIdentity
+    config: ClientConfig
+    isolation: Isolation
+
+
+def run_client(home: Path) -> None:
+    """Run the daemon until it is told to stop.
+
+    Raises:
+        TacitError: it cannot start, or the server has revoked this node.
+    """
+    keep_large_buffers()
+    state = open_state(home, create=False)
+    with state.lock(), assembled(state) as parts:
+        asyncio.run(_serve(state, parts))
+
+
+@contextlib.contextmanager
+def assembled(state: StateDirectory) -> Iterator[Assembled]:
+    """Open everything that a node needs, and close it again."""
+    membership = Membership(state.path / IDENTITY_FOLDER)
+    identity = membership.identity
+    config = load_client_config(state.path / CONFIG_NAME).value
+    isolation = probe()
+    store = open_store(state.path / STORE_NAME)
+    workers = Workers(state.path / "logs", policy=config.policy)
+    preparation = Preparation()
+    around = Surroundings(
+        folder=state.path,
+        runner=workers,
+        prepare=preparation.prepare,
+        epsilon_of=epsilon_of,
+        isolated=isolation.available,
+        clock=time.time,
+        fresh_key=lambda: os.urandom(32),
+        split_key=_split_key(state.path / _SPLIT_KEY_NAME),
+    )
+    try:
+        yield Assembled(
+            node=Node(node_id=identity.node_id, config=config, store=store, around=around),
+            store=store,
+            workers=workers,
+            preparation=preparation,
+            membership=membership,
+            identity=identity,
+            config=config,
+            isolation=isolation,
+        )
+    finally:
+        preparation.close()
+        workers.close()
+        store.close()
+
+
+def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
+    """Return what a run costs each of so many records after so many updates; None without noise.
+
+    Raises:
+        TacitError: the run has no account here.
+    """
+    if specification.privacy.mode is PrivacyMode.NONE:
+        return None
+    return privacy_plan(specification, records=records).epsilon_after(releases)
+
+
+def join_request(parts: Assembled) -> fleet_pb2.JoinRequest:
+    """Return what this node tells a server when it joins: names and versions, nothing of data."""
+    return fleet_pb2.JoinRequest(
+        software_version=importlib.metadata.version("tacit"),
+        protocol_version=PROTOCOL_VERSION,
+        unix_time_s=time.time(),
+        isolated=parts.isolation.available,
+        data_sets=sorted(parts.config.data_sets),
+    )
+
+
+async def _serve(state: StateDirectory, parts: Assembled) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="node") as executor:
+        rng = random.Random(secrets.randbits(64))  # noqa: S311 - for waiting times only
+        dispatcher = Dispatcher(parts.node, executor, rng=rng)
+        link = Link(parts.membership, dispatcher, request=lambda: join_request(parts), rng=rng)
+        verbs = Verbs(parts, dispatcher)
+        local = await serve_local(state.socket, verbs.table)
+        _announce(parts)
+        linked = asyncio.create_task(link.run())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([linked, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if linked.done():
+                linked.result()
+        finally:
+            logger.info("stopping")
+            local.close()
+            for task in (linked, stopped):
+                task.cancel()
+            await asyncio.gather(linked, stopped, return_exceptions=True)
+            parts.preparation.close()
+            await asyncio.to_thread(parts.workers.close)
+            await dispatcher.close()
+            state.socket.unlink(missing_ok=True)
+
+
+class Verbs:
+    """What a person may ask the running daemon; see local.py."""
+
+    def __init__(self, parts: Assembled, dispatcher: Dispatcher) -> None:
+        self._parts = parts
+        self._dispatcher = dispatcher
+        self.table = {"status": self.status, "approve": self.approve, "deny": self.deny}
+
+    async def status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the node's status."""
+        del request
+        parts = self._parts
+        status = await asyncio.to_thread(
+            read_status,
+            parts.store,
+            member=parts.identity.name,
+            node_id=parts.node.node_id,
+            connection=self._connection(),
+        )
+        answer: dict[str, Any] = as_json(status)
+        return answer
+
+    async def approve(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Approve a run by hand."""
+        answer: dict[str, Any] = as_json(await self._dispatcher.approve(str(request["run_id"])))
+        return answer
+
+    async def deny(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Deny a run by hand."""
+        run_id, reason = str(request["run_id"]), str(request.get("reason", ""))
+        answer: dict[str, Any] = as_json(await self._dispatcher.deny(run_id, reason))
+        return answer
+
+    def _connection(self) -> Connection:
+        dispatcher, error = self._dispatcher, self._dispatcher.last_error
+        return Connection(
+            state="connected" if dispatcher.link is not None else "connecting",
+            address=dispatcher.last_address,
+            problem=f"{error.message} [{error.code}]" if error is not None else "",
+            isolation=self._parts.isolation.what,
+        )
+
+
+def _announce(parts: Assembled) -> None:
+    fields = {"member": parts.identity.name, "node": parts.node.node_id}
+    logger.info("started", extra={"fields": fields})
+    if not parts.isolation.available:
+        missing = "; ".join(parts.isolation.missing)
+        logger.warning("workers are not confined here", extra={"fields": {"missing": missing}})
+
+
+def _split_key(path: Path) -> bytes:
+    """Return the owner's key for row hashes, made at the first start."""
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = os.urandom(32)
+        write_atomic(path, key)
+    return key

@@ -1,0 +1,247 @@
+"""``tacit client check``: what is wrong on this machine, and what to do, one finding per line.
+
+Looks at everything that a run will need, in the order in which it would fail: state directory,
+certificate, configuration, isolation, each data set (and its columns, if a run's contract is
+given), then each address of the server, its version and the clock. Nothing is changed, and nothing
+about the data leaves: the server hears what any joining node tells it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import importlib.metadata
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tacit.client.configuration import CONFIG_NAME, DataSet, load_client_config
+from tacit.client.daemon import IDENTITY_FOLDER, PROTOCOL_VERSION
+from tacit.client.isolation import probe
+from tacit.client.link import probe_server
+from tacit.client.preparation import Preparation, PrepareJob
+from tacit.core.configuration import load_config
+from tacit.core.errors import TacitError
+from tacit.core.membership import Membership
+from tacit.core.specification import RunSpec, canonical_json
+from tacit.protos import fleet_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tacit.client.configuration import ClientConfig
+    from tacit.core.state import StateDirectory
+
+_EXPIRES_SOON = dt.timedelta(days=14)
+_CLOCK_TOLERANCE_S = 120.0
+
+
+class Grade(enum.Enum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the check.
+
+    Attributes:
+        subject: what was looked at.
+        grade: how it is.
+        text: what was found.
+        hint: what to do; empty if nothing.
+    """
+
+    subject: str
+    grade: Grade
+    text: str
+    hint: str = ""
+
+
+async def check_client(
+    state: StateDirectory, *, run: Path | None = None, now: Callable[[], float] = time.time
+) -> AsyncIterator[Finding]:
+    """Look at everything; yield each finding as soon as it is known.
+
+    Args:
+        state: the client's state directory.
+        run: a run.toml whose data contract the data set must keep.
+        now: seconds since 1970.
+    """
+    yield Finding(subject="state directory", grade=Grade.OK, text=str(state.path))
+    membership = Membership(state.path / IDENTITY_FOLDER)
+    enrolled = _certificate(membership, now)
+    yield enrolled
+    try:
+        config = load_client_config(state.path / CONFIG_NAME).value
+    except TacitError as error:
+        yield _wrong("configuration", error)
+        config = None
+    else:
+        yield Finding(subject="configuration", grade=Grade.OK, text=CONFIG_NAME)
+    yield _isolation()
+    if config is not None:
+        for finding in _data_sets(config, run):
+            yield finding
+    if enrolled.grade is not Grade.WRONG:
+        for address in membership.addresses:
+            async for finding in _server(membership, address, now):
+                yield finding
+
+
+def _certificate(membership: Membership, now: Callable[[], float]) -> Finding:
+    try:
+        identity = membership.identity
+        membership.keys  # noqa: B018 - reads and parses the key files
+    except TacitError as error:
+        return _wrong("certificate", error)
+    moment = dt.datetime.fromtimestamp(now(), dt.UTC)
+    who = f"{identity.name}, node {identity.node_id}, holds until {identity.not_after:%F}"
+    if identity.not_after <= moment:
+        return Finding(
+            subject="certificate",
+            grade=Grade.WRONG,
+            text=f"{who}: it has ended",
+            hint="Check this machine's clock; then ask the operator for a new token.",
+        )
+    if identity.not_before > moment:
+        return Finding(
+            subject="certificate",
+            grade=Grade.WRONG,
+            text=f"{who}: it begins only on {identity.not_before:%F %T} UTC",
+            hint="This machine's clock is behind: set it.",
+        )
+    if identity.not_after - moment < _EXPIRES_SOON:
+        return Finding(
+            subject="certificate",
+            grade=Grade.WARNING,
+            text=who,
+            hint="The daemon renews it while it is connected: start it.",
+        )
+    return Finding(subject="certificate", grade=Grade.OK, text=who)
+
+
+def _isolation() -> Finding:
+    isolation = probe()
+    if isolation.available:
+        grade = Grade.OK if not isolation.missing else Grade.WARNING
+        text = ", ".join(isolation.what)
+        return Finding(
+            subject="isolation",
+            grade=grade,
+            text=text,
+            hint="; ".join(f"not here: {each}" for each in isolation.missing),
+        )
+    return Finding(
+        subject="isolation",
+        grade=Grade.WARNING,
+        text=f"a worker cannot be confined here: {'; '.join(isolation.missing)}",
+        hint="Only Tacit's own app runs here. A kernel with Landlock (5.13 or later), and a "
+        "container that allows it, confine the others.",
+    )
+
+
+def _data_sets(config: ClientConfig, run: Path | None) -> Iterator[Finding]:
+    if not config.data_sets:
+        yield Finding(
+            subject="data sets",
+            grade=Grade.WARNING,
+            text="none is declared",
+            hint="Declare one in client.toml: [data_sets.default] with path, format and records.",
+        )
+    for name, data_set in config.data_sets.items():
+        yield _data_set(name, data_set)
+    if run is not None:
+        yield _contract(config, run)
+
+
+def _data_set(name: str, data_set: DataSet) -> Finding:
+    subject = f"data set {name}"
+    if not data_set.path.exists():
+        return Finding(
+            subject=subject,
+            grade=Grade.WRONG,
+            text=f"nothing at {data_set.path}",
+            hint="Correct `path` in client.toml; it is relative to that file.",
+        )
+    if not os.access(data_set.path, os.R_OK):
+        return Finding(
+            subject=subject,
+            grade=Grade.WRONG,
+            text=f"{data_set.path} cannot be read by user {os.geteuid()}",
+            hint="Give this user the right to read it.",
+        )
+    text = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
+    return Finding(subject=subject, grade=Grade.OK, text=text)
+
+
+def _contract(config: ClientConfig, run: Path) -> Finding:
+    """Prepare the run's data set in a folder that is thrown away."""
+    subject = f"contract of {run.name}"
+    preparation = Preparation()
+    try:
+        specification = load_config(run, RunSpec).value
+        if specification.data is None:
+            return Finding(subject=subject, grade=Grade.OK, text="the run declares none")
+        data_set = config.data_sets.get(specification.data_set)
+        if data_set is None:
+            return Finding(
+                subject=subject,
+                grade=Grade.WRONG,
+                text=f"the run asks for a data set {specification.data_set!r}",
+                hint="Declare it under [data_sets] in client.toml.",
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            preparation.prepare(
+                PrepareJob(
+                    specification=canonical_json(specification),
+                    data_set=data_set,
+                    folder=Path(folder),
+                    split_key=bytes(32),
+                )
+            )
+    except TacitError as error:
+        return _wrong(subject, error)
+    return Finding(subject=subject, grade=Grade.OK, text="the data set keeps it")
+
+
+async def _server(
+    membership: Membership, address: str, now: Callable[[], float]
+) -> AsyncIterator[Finding]:
+    version = importlib.metadata.version("tacit")
+    request = fleet_pb2.JoinRequest(
+        software_version=version, protocol_version=PROTOCOL_VERSION, unix_time_s=now()
+    )
+    try:
+        joined = await probe_server(membership, address, request)
+    except TacitError as error:
+        yield _wrong(f"server {address}", error)
+        return
+    yield Finding(subject=f"server {address}", grade=Grade.OK, text="it knows this node")
+    same = joined.software_version == version
+    yield Finding(
+        subject="versions",
+        grade=Grade.OK if same else Grade.WARNING,
+        text=f"client {version}, server {joined.software_version}",
+        hint="" if same else "Install the same version at both ends.",
+    )
+    skew_s = now() - joined.unix_time_s
+    right = abs(skew_s) <= _CLOCK_TOLERANCE_S
+    yield Finding(
+        subject="clock",
+        grade=Grade.OK if right else Grade.WARNING,
+        text=f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the server",
+        hint="" if right else "Set one of the two clocks: certificates and deadlines need them.",
+    )
+
+
+def _wrong(subject: str, error: TacitError) -> Finding:
+    problems = getattr(error, "problems", ())
+    text = "; ".join((f"{error.message} [{error.code}]", *problems))
+    return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=error.hint)

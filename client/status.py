@@ -1,0 +1,153 @@
+"""What an owner sees of their node: runs and verdicts, what left and when, refusals with reasons.
+
+Built from the store alone, so that it can be shown while the daemon is stopped; the daemon adds
+whether it is connected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tacit.client.approvals import app_of
+from tacit.client.runs import parse_specification
+from tacit.core.errors import TacitError
+
+if TYPE_CHECKING:
+    from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """The daemon's link to the server.
+
+    Attributes:
+        state: ``connected``, ``connecting`` or ``stopped``.
+        address: where the server is, or was last tried.
+        since_s: since when, in seconds since 1970; 0 if not known.
+        problem: why it is not connected.
+        isolation: the means by which workers are confined here.
+    """
+
+    state: str
+    address: str = ""
+    since_s: float = 0.0
+    problem: str = ""
+    isolation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run at this node.
+
+    Attributes:
+        mode, app, rounds: what it asks.
+        verdict, decided_by, code, reason: the owner's word on it.
+        epsilon: what the whole run costs each record; None without an account.
+        released, refused, failed: messages by outcome.
+        ended: how the run ended; empty while it has not.
+    """
+
+    run_id: str
+    name: str
+    mode: str
+    app: str
+    rounds: int
+    verdict: str
+    decided_by: str
+    code: str
+    reason: str
+    epsilon: float | None
+    released: int
+    refused: int
+    failed: int
+    offered_at_s: float
+    ended: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A reply that has been made and is kept until its round is committed."""
+
+    message_id: str
+    payload_bytes: int
+    stored_at_s: float
+    received_at_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStatus:
+    """Everything that ``tacit client status`` shows."""
+
+    member: str
+    node_id: int
+    connection: Connection
+    runs: tuple[RunStatus, ...]
+    outbox: tuple[Waiting, ...]
+    decisions: tuple[Decision, ...]
+
+
+def read_status(
+    store: Store, *, member: str, node_id: int, connection: Connection, limit: int = 50
+) -> NodeStatus:
+    """Collect what the node knows."""
+    return NodeStatus(
+        member=member,
+        node_id=node_id,
+        connection=connection,
+        runs=tuple(_run_status(run, store) for run in store.list_runs()[:limit]),
+        outbox=tuple(_waiting(entry) for entry in store.list_replies()),
+        decisions=tuple(store.list_decisions(limit=limit)),
+    )
+
+
+def as_json(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Return a status, or a part of one, in terms that JSON has: bytes as hex."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return value
+
+
+def _run_status(run: RunRecord, store: Store) -> RunStatus:
+    outcomes = store.count_outcomes(run.run_id)
+    mode, app, rounds = "", "", 0
+    try:
+        specification = parse_specification(run.specification)
+        mode, app = specification.privacy.mode.value, app_of(specification)
+        rounds = specification.participation.rounds
+    except TacitError:  # it was denied for this very reason, which is shown
+        pass
+    return RunStatus(
+        run_id=run.run_id,
+        name=run.name,
+        mode=mode,
+        app=app,
+        rounds=rounds,
+        verdict=run.verdict.value,
+        decided_by=run.decided_by,
+        code=run.code,
+        reason=run.reason,
+        epsilon=run.epsilon,
+        released=outcomes.get("released", 0),
+        refused=outcomes.get("refused", 0),
+        failed=outcomes.get("failed", 0),
+        offered_at_s=run.offered_at_s,
+        ended=run.ended,
+    )
+
+
+def _waiting(entry: OutboxEntry) -> Waiting:
+    return Waiting(
+        message_id=entry.message_id,
+        payload_bytes=entry.payload_bytes,
+        stored_at_s=entry.stored_at_s,
+        received_at_s=entry.received_at_s,
+    )
