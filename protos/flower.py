@@ -120,7 +120,7 @@ class WireArray(Array):
         if name in ("dtype", "shape", "stype", "data"):  # from now on like any other Array
             self.__dict__["data"] = self.data
             self.__class__ = Array  # type: ignore[assignment]
-        super().__setattr__(name, value)
+        Array.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Array):

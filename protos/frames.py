@@ -9,6 +9,23 @@ The rules of a stream (:class:`ChunkSequence`):
 1. The first frame holds a head and no data; every other frame holds data and no head.
 2. Chunks come in order and without gaps, from the offset that was asked for.
 3. They never exceed the head's ``payload_bytes``, and end exactly there.
+
+Measured over mutual TLS on loopback, 2 cores shared by all processes, 40 MB payloads from a mapped
+file into a file with SHA-256 at the server, grpcio 1.85, medians of 3 to 5 runs; four clients that
+fetch and submit at the same time, sum of both directions, and CPU seconds of the server per GB:
+
+==============================================  ========  ========  ============
+chunk, options                                  1 client  4 clients  server CPU/GB
+==============================================  ========  ========  ============
+512 KiB, gRPC's defaults                        529 MB/s  526 MB/s  1.4 s
+512 KiB, window 4 MiB, no probing               546 MB/s  578 MB/s  1.3 s
+512 KiB, the same with memory.py's thresholds   757 MB/s  756 MB/s  1.1 s
+256 KiB, the same                               492 MB/s  551 MB/s  1.4 s
+1 MiB, the same                                 484 MB/s  649 MB/s  1.1 s
+512 KiB, the same with HTTP/2 frames of 1 MiB   535 MB/s  648 MB/s  1.2 s
+==============================================  ========  ========  ============
+
+Blocking calls in a thread at the client are as fast as grpc.aio, within the noise (about 10 %).
 """
 
 from __future__ import annotations
