@@ -88,7 +88,7 @@ def leaves(
     ("arguments", "nearest"),
     [
         (["conf"], "Did you mean 'config'?"),
-        (["config", "chek"], "Did you mean 'check'?"),
+        (["config", "checks"], "Did you mean 'check'?"),
         (["config", "check", "--knd", "run"], "Did you mean '--kind'?"),
         (["zzz"], "There are: demo, login, server"),
     ],

@@ -103,7 +103,7 @@ def test_every_kind_of_value_is_read() -> None:
 
 def test_all_problems_are_reported_at_once_with_their_lines() -> None:
     """One reading finds every problem, each with file, line and key."""
-    text = 'colour = "gren"\nlimit = 1\n[limits]\nmost = true\nshare = 2\n[by_name.x]\nwieght = 1\n'
+    text = 'colour = "gren"\nlimit = 1\n[limits]\nmost = true\nshare = 2\n[by_name.x]\nweigh = 1\n'
     assert problems_of(text) == [
         "sample.toml:2: limit: unknown key (did you mean limits?)",
         "sample.toml: title: missing: expected text",
@@ -113,7 +113,7 @@ def test_all_problems_are_reported_at_once_with_their_lines() -> None:
         ),
         "sample.toml:4: limits.most: expected a whole number, got true",
         "sample.toml:5: limits.share: expected 0 < share <= 1, got 2.0",
-        "sample.toml:7: by_name.x.wieght: unknown key (did you mean weight?)",
+        "sample.toml:7: by_name.x.weigh: unknown key (did you mean weight?)",
         "sample.toml:6: by_name.x.name: missing: expected text",
     ]
 
