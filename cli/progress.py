@@ -43,6 +43,15 @@ class RoundProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Show a line of the caller's own."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress, beside the result
+
     def show(self, event: Event) -> None:
         """Show one event."""
         if self._quiet:
@@ -56,10 +65,8 @@ class RoundProgress:
             if self._bar is not None:
                 self._bar.update(self._task, completed=number)
                 return
-        if line and self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        elif line:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - progress, beside the result
+        if line:
+            self.say(line)
 
 
 def line_of(event: Event, rounds: int) -> str:

@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -190,13 +191,13 @@ class StrategyRun:
             began = time.monotonic()
             nodes = self._wait_for_nodes(number)
             seed_generators(self._checkpoint.key, number, attempt)
-            with self._grid.fixed_nodes(nodes):
+            with self._grid.attempt(number, nodes):
                 messages = list(
                     self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid)
                 )
-            cohort = sorted(message.metadata.dst_node_id for message in messages)
-            self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
-            replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
+                cohort = sorted(message.metadata.dst_node_id for message in messages)
+                self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
+                replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
             answered = [reply for reply in replies if not reply.has_error()]
             failed = _failures(replies)
             if len(answered) >= people.min_clients:
@@ -214,7 +215,10 @@ class StrategyRun:
                 reason = "the strategy made no aggregate of them"
             else:
                 reason = f"{people.min_clients} are needed"
-            reason = f"{len(answered)} of {len(cohort)} replies came and {reason}; failed: {failed}"
+            reason = f"{len(answered)} of {len(cohort)} replies are good and {reason}"
+            if failed:
+                counts = Counter(failed.values())
+                reason += "; " + ", ".join(f"{n} x {code}" for code, n in sorted(counts.items()))
             log.warning("round attempt failed", extra={"fields": {"round": number, "why": reason}})
         raise AppError(
             "E-ROUND-FAILED",
@@ -242,13 +246,13 @@ class StrategyRun:
     def _evaluate(self, number: int) -> Metrics | None:
         """Ask for the owners' metrics; owners who refuse them do not fail the run."""
         began = time.monotonic()
-        with self._grid.fixed_nodes(self._wait_for_nodes(number)):
+        with self._grid.attempt(number, self._wait_for_nodes(number)):
             messages = list(
                 self._strategy.configure_evaluate(number, self._arrays, ConfigRecord(), self._grid)
             )
-        replies = self._grid.send_and_receive(
-            messages, timeout=self._run.participation.round_deadline_s
-        )
+            replies = self._grid.send_and_receive(
+                messages, timeout=self._run.participation.round_deadline_s
+            )
         metrics = None
         if any(not reply.has_error() for reply in replies):
             metrics = plain_metrics(self._strategy.aggregate_evaluate(number, replies))

@@ -102,6 +102,7 @@ class TacitGrid(Grid):
         self._run = empty_run(flower_run_id(run_id))
         self._pending: dict[str, Message] = {}
         self._fixed_nodes: list[int] | None = None
+        self._group_id = ""
         self._clock = clock
         self.next_sequence = next_sequence
 
@@ -148,13 +149,15 @@ class TacitGrid(Grid):
         return sorted(self._port.nodes(self._take_sequence()))
 
     @contextmanager
-    def fixed_nodes(self, node_ids: Sequence[int]) -> Iterator[None]:
-        """Answer ``get_node_ids`` with this list meanwhile: one attempt sees one membership."""
+    def attempt(self, round_number: int, node_ids: Sequence[int]) -> Iterator[None]:
+        """Play one attempt of a round: ``get_node_ids`` stays the same, messages name the round."""
         self._fixed_nodes = sorted(node_ids)
+        self._group_id = str(round_number)
         try:
             yield
         finally:
             self._fixed_nodes = None
+            self._group_id = ""
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send instructions and return their ids.
@@ -210,7 +213,7 @@ class TacitGrid(Grid):
             head, name = self._encode(message.content, sequence, encodings)
             head.message_id = f"{self._run_id}.{sequence:06d}"
             head.message_type = message.metadata.message_type
-            head.group_id = message.metadata.group_id
+            head.group_id = message.metadata.group_id or self._group_id
             ttl_s = message.metadata.ttl
             head.ttl_s = ttl_s if deadline_s is None else min(ttl_s, deadline_s)
             head.created_at_s = message.metadata.created_at

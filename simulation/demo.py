@@ -1,0 +1,227 @@
+"""``tacit demo``: a whole federation on this machine, on real data, as real processes.
+
+One server daemon and four data owners' daemons, each with its own state directory, keys and policy,
+talk over mutual TLS on loopback; an operator with a profile of its own submits the run, watches it
+and pulls its folder. Nothing is stubbed: these are the commands of the README, started together.
+
+Under differential privacy no exact metric leaves an owner. The table at the end is made by the demo
+itself, which holds everybody's records; it says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tacit.client.configuration import DataSet
+from tacit.core.artifacts import RunFolder, save_arrays
+from tacit.core.configuration import load_config
+from tacit.core.errors import AppError, UsageError
+from tacit.core.events import Event, EventKind
+from tacit.core.files import make_private_folder, write_atomic
+from tacit.core.identity import parse_token
+from tacit.core.profiles import Profile
+from tacit.core.specification import RunSpec, canonical_json
+from tacit.core.state import open_state
+from tacit.protos.control_client import ControlClient, Submission, open_local, open_profile
+from tacit.protos.enrolment_client import enrol
+from tacit.server.initialise import initialise
+from tacit.simulation.children import Children, interruptible
+from tacit.simulation.owners import Owner, heart_folder
+
+if TYPE_CHECKING:
+    from tacit.core.state import StateDirectory
+
+# Public numbers of patients, from the data's own documentation: what client.toml declares.
+HOSPITALS = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
+START_TIMEOUT_S = 60.0
+SOCKET_ROOM_BYTES = 80  # a Unix socket's path holds 107, and the folders below take the rest
+
+_CLIENT_TOML = """\
+# {name}: approves by rule what keeps to these bounds, and nothing else.
+[data_sets.heart]
+path = "{path}"
+records = {records}              # public
+
+[policy]
+modes = ["record-local"]         # differential privacy, noised here
+max_epsilon_per_run = 1.01
+min_clients = 4
+approve = "rule"
+"""
+
+Say = Callable[[str], None]
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """What the demo leaves.
+
+    Attributes:
+        folder: the run folder, as the operator pulled it.
+        specification: the run.
+        owners: the four hospitals.
+        seconds: from the first process to the pulled model.
+    """
+
+    folder: RunFolder
+    specification: RunSpec
+    owners: tuple[Owner, ...]
+    seconds: float
+
+
+def demo_owners() -> tuple[Owner, ...]:
+    """Return the four hospitals."""
+    return tuple(
+        Owner(name=name, data_set=DataSet(path=heart_folder() / f"{name}.csv", records=records))
+        for name, records in HOSPITALS.items()
+    )
+
+
+def demo_specification() -> RunSpec:
+    """Return the demo's run, as ``simulation/data/heart/run.toml`` writes it."""
+    return load_config(heart_folder() / "run.toml", RunSpec).value
+
+
+def run_demo(out: Path, *, say: Say, watch: Watch) -> DemoRun:
+    """Play the whole federation; every process that it starts has ended when this returns.
+
+    Args:
+        out: a folder that is made for it.
+        say: told in one sentence what happens next.
+        watch: told every event of the run.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+        UnavailableError: a process ended early or took too long.
+        AppError: the run failed.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UsageError("E-DEMO-FOLDER", f"expected a new or empty folder, got {out}")
+    make_private_folder(out)
+    began = time.monotonic()
+    with interruptible(), _homes(out) as homes:
+        environment = {"TACIT_OPERATOR_HOME": str(homes / "operator")}
+        with Children(environment) as children:
+            folder = _federate(children, homes, out, say, watch)
+    return DemoRun(
+        folder=folder,
+        specification=demo_specification(),
+        owners=demo_owners(),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch) -> RunFolder:
+    logs = out / "logs"
+    make_private_folder(logs)
+    say("Server: makes its certificate authority and starts")
+    state = _start_server(children, homes, logs)
+    with open_local(state.socket) as administrator:
+        profile = _log_in(administrator, homes)
+        say("Four hospitals: join with one-time tokens, each with keys of its own")
+        for owner in demo_owners():
+            _start_owner(children, administrator, owner, homes, logs)
+    with open_profile(profile) as operator:
+        say("Operator: submits the run; each hospital's own policy decides")
+        run_id = _submit(operator, homes)
+        _follow(children, operator, run_id, watch)
+        say("Operator: pulls the run folder")
+        folder = out / "run"
+        for file in operator.list_files(run_id):
+            operator.pull(run_id, file, folder)
+    return RunFolder(folder)
+
+
+def _start_server(children: Children, homes: Path, logs: Path) -> StateDirectory:
+    home = homes / "server"
+    initialise(
+        home,
+        names=("localhost", "127.0.0.1"),
+        listen="127.0.0.1:0",  # the system picks free ports; tokens carry them
+        enrolment_listen="127.0.0.1:0",
+        operator_home=homes / "administrator",
+    )
+    children.start("the server", ["server", "start", "--home", str(home)], logs / "server.log")
+    state = open_state(home, create=False)
+    children.wait_until("the server to answer", lambda: _answers(state), timeout_s=START_TIMEOUT_S)
+    return state
+
+
+def _answers(state: StateDirectory) -> bool:
+    if not state.socket.exists():
+        return False
+    with open_local(state.socket) as client, contextlib.suppress(Exception):
+        client.status(timeout_s=1.0)
+        return True
+    return False
+
+
+def _log_in(administrator: ControlClient, homes: Path) -> Profile:
+    token = parse_token(administrator.invite("demo-operator", "operator"))
+    folder = homes / "operator" / "profiles" / "demo"
+    make_private_folder(homes / "operator")
+    make_private_folder(folder.parent)
+    membership = enrol(token, folder)
+    return Profile(name="demo", addresses=membership.addresses, folder=folder)
+
+
+def _start_owner(
+    children: Children, administrator: ControlClient, owner: Owner, homes: Path, logs: Path
+) -> None:
+    home = homes / owner.name
+    make_private_folder(home)
+    text = _CLIENT_TOML.format(
+        name=owner.name, path=owner.data_set.path.as_posix(), records=owner.data_set.records
+    )
+    write_atomic(home / "client.toml", text.encode())
+    enrol(parse_token(administrator.invite(owner.name, "client")), home / "identity")
+    arguments = ["client", "start", "--home", str(home)]
+    children.start(owner.name, arguments, logs / f"{owner.name}.log")
+
+
+def _submit(operator: ControlClient, homes: Path) -> str:
+    from tacit.learning.models import initial_arrays  # noqa: PLC0415 - torch, while others start
+
+    specification = demo_specification()
+    initial = homes / "initial.safetensors"
+    save_arrays(initial, initial_arrays(specification))
+    submission = Submission(
+        canonical=canonical_json(specification),
+        source_toml=(heart_folder() / "run.toml").read_bytes(),
+        initial=initial,
+    )
+    return operator.submit(submission)
+
+
+def _follow(children: Children, operator: ControlClient, run_id: str, watch: Watch) -> None:
+    last: Event | None = None
+    for event in operator.watch(run_id):
+        children.verify_alive()
+        watch(event)
+        last = event
+    if last is None or last.kind is not EventKind.RUN_FINISHED:
+        fields = {} if last is None else last.fields
+        code = str(fields.get("code") or "E-RUN-FAILED")
+        raise AppError(code, f"the run did not finish: {fields.get('reason') or 'no reason given'}")
+
+
+@contextlib.contextmanager
+def _homes(out: Path) -> Iterator[Path]:
+    """Yield a folder for the state directories, removed afterwards: the keys are worth nothing."""
+    homes = (out / "homes").resolve()
+    if len(str(homes).encode()) > SOCKET_ROOM_BYTES:
+        homes = Path(tempfile.mkdtemp(prefix="tacit-"))
+    else:
+        make_private_folder(homes)
+    try:
+        yield homes
+    finally:
+        shutil.rmtree(homes, ignore_errors=True)
