@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -96,7 +98,7 @@ def load_raw(source: Source, data: DataSpec) -> Raw:
             f"{source.path} cannot be opened: {error.strerror or type(error).__name__}",
             hint="let the user that runs the client read it",
         ) from error
-    except (UnicodeDecodeError, pd.errors.ParserError, ValueError) as error:
+    except (ValueError, csv.Error, EOFError, zipfile.BadZipFile, zlib.error) as error:
         # The reader's own words may quote the file, so they are dropped.
         raise unreadable(source.path, source.format) from error
 
@@ -111,43 +113,32 @@ def unreadable(path: Path, form: str, detail: str = "") -> DataError:
 
 
 def _read_csv(source: Source, _data: DataSpec) -> pd.DataFrame:
-    first = _first_line(source)
-    names = tuple(first) if source.header else source.columns
-    if len(names) != len(first):
-        raise unreadable(
-            source.path, "csv", f"{len(names)} columns are named, the file has {len(first)}"
-        )
+    # Not pandas' reader: it drops cells that are too many, and fills cells that are too few.
+    rows = _csv_rows(source)
+    if not rows:
+        raise DataError("E-DATA-EMPTY", f"{source.path} is empty")
+    names = [name.strip() for name in rows.pop(0)] if source.header else list(source.columns)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise unreadable(source.path, "csv", f"columns named twice: {', '.join(repeated)}")
-    frame = pd.read_csv(
-        source.path,
-        sep=source.separator,
-        header=None,
-        names=list(names),
-        skiprows=1 if source.header else 0,
-        dtype=str,
-        keep_default_na=False,
-        skipinitialspace=True,
-        index_col=False,
-        encoding="utf-8-sig",
-    )
-    # Cells stay text, so only a line that ends early can leave one without a value.
-    short = np.flatnonzero(frame.isna().to_numpy().any(axis=1)) + 1
-    if len(short):
-        listed = ", ".join(str(row) for row in short[:10])
-        raise unreadable(source.path, "csv", f"{len(short)} rows have too few cells: {listed}")
-    return frame
+    ragged = [number for number, row in enumerate(rows, start=1) if len(row) != len(names)]
+    if ragged:
+        shown = ", ".join(map(str, ragged[:10])) + (", ..." if len(ragged) > 10 else "")
+        raise unreadable(
+            source.path,
+            "csv",
+            f"{len(names)} columns are named, {len(ragged)} rows have more or fewer ({shown})",
+        )
+    cells = np.array(rows, dtype=object).reshape(len(rows), len(names))
+    return pd.DataFrame({name: cells[:, index] for index, name in enumerate(names)})
 
 
-def _first_line(source: Source) -> list[str]:
+def _csv_rows(source: Source) -> list[list[str]]:
+    """Return the cells of every line that is not empty; no field is interpreted."""
     opener: Callable[..., Any] = gzip.open if source.path.suffix == ".gz" else open
     with opener(source.path, "rt", encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=source.separator, skipinitialspace=True)
-        first = next((line for line in lines if line), None)
-    if first is None:
-        raise DataError("E-DATA-EMPTY", f"{source.path} is empty")
-    return [name.strip() for name in first]
+        lines = csv.reader(file, delimiter=source.separator, skipinitialspace=True, strict=True)
+        return [line for line in lines if line]
 
 
 def _read_parquet(source: Source, _data: DataSpec) -> pd.DataFrame:
