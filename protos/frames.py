@@ -31,7 +31,7 @@ Blocking calls in a thread at the client are as fast as grpc.aio, within the noi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -184,8 +184,28 @@ def encoded_frame(message: bytes) -> bytes:
     return message
 
 
+def received_frame(message: bytes) -> DecodedFrame:
+    """Decode for gRPC, which would turn an exception of ours into None and a line on stderr.
+
+    What is no frame comes back as an object that raises E-FRAME-MALFORMED at its first use.
+    """
+    try:
+        return decode_frame(message)
+    except ProtocolError:
+        return cast("DecodedFrame", _MalformedFrame())
+
+
+class _MalformedFrame:
+    """Stands for a message that was no frame; every attribute raises."""
+
+    __slots__ = ()
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise _malformed()
+
+
 FRAME_SERIALIZER = encoded_frame
-FRAME_DESERIALIZER = decode_frame
+FRAME_DESERIALIZER = received_frame
 
 
 def add_fleet_servicer(servicer: Any, server: grpc.aio.Server) -> None:  # noqa: ANN401 - generated
