@@ -128,6 +128,7 @@ def _keys_in(folder: Path) -> MemberKeys:
 
 def _ask(token: Token, request: EnrolRequest) -> EnrolReply:
     failures: list[str] = []
+    distrusted: TacitError | None = None
     for address in token.enrolment_addresses:
         with enrolment_channel(address, token.authority_der) as channel:
             try:
@@ -136,12 +137,13 @@ def _ask(token: Token, request: EnrolRequest) -> EnrolReply:
                 failure = error_from_rpc(error)
         if isinstance(failure, UnavailableError):
             failures.append(f"{address}: {failure.message}")
-            continue
-        hint = _HINTS.get(failure.code, failure.hint)
-        raise type(failure)(failure.code, f"{address} refused to enrol", hint=hint)
-    raise UnavailableError(
+        elif failure.code in _HINTS:
+            hint = _HINTS[failure.code]
+            raise type(failure)(failure.code, f"{address} refused to enrol", hint=hint)
+        else:
+            distrusted = failure
+    raise distrusted or UnavailableError(
         "E-SERVER-UNREACHABLE",
         f"no address of the token answers: {'; '.join(failures)}",
-        hint="Check that the server runs and that its enrolment port is open to this machine; "
-        "a server of another authority does not answer either.",
+        hint="Check that the server runs and that its enrolment port is open to this machine.",
     )

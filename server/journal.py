@@ -15,15 +15,12 @@ It trusts the run's worker, and of a node only who it is. Its promises:
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import hashlib
+import contextlib
 import json
 import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
 
 from tacit.core.errors import ProtocolError, TacitError
 from tacit.core.events import Event, EventKind
@@ -32,12 +29,19 @@ from tacit.protos.payload import map_payload
 from tacit.protos.records_pb2 import AppFailure
 from tacit.server import rounds
 from tacit.server.catalogue import add_event, change_run, last_event_sequence
+from tacit.server.exchange_store import Checkpointed, ExchangeStore, MessageRow
+from tacit.server.grid_messages import (
+    head_for_node,
+    instruction_of,
+    receipt_of,
+    result_of,
+    spool_name_of,
+)
 from tacit.server.replies import stable_code, verify_finite, verify_reply
-from tacit.server.rounds import Entry, Exchange, Instruction, Outcome
-from tacit.server.tables import checkpoints, messages, node_answers
+from tacit.server.rounds import Entry, Exchange, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tacit.core.specification import ReplySpec
@@ -48,14 +52,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tacit.server.journal")
 
-_NODE_UNAVAILABLE = 5  # flwr's ErrorCode.NODE_UNAVAILABLE
-_MESSAGE_UNAVAILABLE = 3  # flwr's ErrorCode.MESSAGE_UNAVAILABLE
-_GONE = (rounds.GONE, rounds.UNKNOWN_NODE, "E-MEMBER-REVOKED", "E-NODE-LEFT", "E-RUN-DENIED")
-_WORKER_EVENTS = (
-    EventKind.ROUND_STARTED,
-    EventKind.ROUND_FINISHED,
-    EventKind.EVALUATION_FINISHED,
-)
+_WORKER_EVENTS = {
+    kind.value: kind
+    for kind in (
+        EventKind.ROUND_STARTED,
+        EventKind.ROUND_FINISHED,
+        EventKind.EVALUATION_FINISHED,
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +90,6 @@ class JournalSurroundings:
 
 
 @dataclass
-class _Row:
-    """What the exchange does not need to know of a message."""
-
-    head: fleet_pb2.InstructionHead
-    payload_name: str
-    reply: fleet_pb2.ReplyHead | None = None
-    reply_name: str = ""
-
-
-@dataclass
 class _Call:
     """A waiting call of the worker, so that it can be put again after a reload."""
 
@@ -103,15 +97,6 @@ class _Call:
     sequence: int = 0
     message_ids: tuple[str, ...] = ()
     deadline_s: float = math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpointed:
-    """Where a run resumes."""
-
-    round: int = 0
-    next_sequence: int = 0
-    name: str = ""
 
 
 @dataclass
@@ -123,7 +108,7 @@ class _Node:
 @dataclass
 class _Memory:
     exchange: Exchange
-    rows: dict[str, _Row] = field(default_factory=dict)
+    rows: dict[str, MessageRow] = field(default_factory=dict)
 
 
 class RunJournal:
@@ -146,6 +131,7 @@ class RunJournal:
         self._around = surroundings
         self._calls: dict[int, _Call] = {}
         self._nodes: dict[int, _Node] = {}
+        self._exchange_store = ExchangeStore(surroundings.store, run_id)
         self._memory = _Memory(self._new_exchange())
         self._timer: asyncio.TimerHandle | None = None
         self._last_event = last_event_sequence(surroundings.store, run_id)
@@ -155,35 +141,21 @@ class RunJournal:
 
     def load(self) -> int:
         """Read what the database holds; return how many messages that is."""
-        exchange = self._new_exchange()
-        query = sa.select(messages).where(messages.c.run_id == self.run_id)
-        with self._around.store.reading() as connection:
-            found = connection.execute(query).mappings().all()
-            answers = connection.execute(
-                sa.select(node_answers).where(node_answers.c.run_id == self.run_id)
-            ).all()
-            last = connection.execute(
-                sa.select(checkpoints).where(checkpoints.c.run_id == self.run_id)
-            ).first()
-        if last is not None:
-            self.checkpointed = Checkpointed(
-                round=last.round, next_sequence=last.next_sequence, name=last.name
-            )
+        stored = self._exchange_store.load()
+        exchange, now = self._new_exchange(), self._around.clock()
+        self.checkpointed = stored.checkpointed
         exchange.restore(
-            [_entry(row) for row in found],
-            [(row.sequence, tuple(json.loads(row.node_ids))) for row in answers],
-            next_sequence=self.checkpointed.next_sequence,
-            now=self._around.clock(),
+            stored.entries,
+            stored.answers,
+            next_sequence=stored.checkpointed.next_sequence,
+            now=now,
         )
-        self._memory = _Memory(exchange, {row["message_id"]: _row(row) for row in found})
+        self._memory = _Memory(exchange, stored.rows)
         for node_id, node in self._nodes.items():
             exchange.observe_node(
-                node_id,
-                approved=node.approved,
-                connected=node.connected,
-                now=self._around.clock(),
+                node_id, approved=node.approved, connected=node.connected, now=now
             )
-        return len(found)
+        return len(stored.rows)
 
     def verify_payloads(self) -> list[str]:
         """Void what the disk does not hold any more; return the ids of the messages (promise 3)."""
@@ -202,12 +174,7 @@ class RunJournal:
         for name in set(lost):
             self.spool.remove(name)  # the worker writes it again when it repeats its push
         if void:
-            with self._around.store.transaction() as connection:
-                connection.execute(
-                    sa.update(messages)
-                    .where(messages.c.run_id == self.run_id, messages.c.message_id.in_(void))
-                    .values(outcome=Outcome.OPEN.value, code="", reply=None, reply_name="")
-                )
+            self._exchange_store.void_replies(void)
             self.load()
         self.spool.keep_only(self._payload_names())
         return void
@@ -271,10 +238,9 @@ class RunJournal:
         if entry is None or entry.outcome is not Outcome.OPEN:
             raise _closed(wire_id)
         row = self._memory.rows[entry.instruction.message_id]
-        head = fleet_pb2.InstructionHead()
-        head.CopyFrom(row.head)
-        head.message_id, head.attempt = entry.wire_id, entry.attempt
-        return head, self.spool.path(row.payload_name) if row.payload_name else None
+        return head_for_node(entry, row), self.spool.path(
+            row.payload_name
+        ) if row.payload_name else None
 
     def submit_status(self, node_id: int, wire_id: str) -> fleet_pb2.SubmitStatusReply:
         """Say whether a reply is wanted, and from which byte on."""
@@ -344,10 +310,9 @@ class RunJournal:
         name = f"reply-{entry.wire_id}.bin"
         self.spool.finish(entry.wire_id, name, durable=self._around.durable)
         self._accept(entry, head, name)
-        receipt = self._receipt(entry)
+        receipt = self._receipt(entry, repeated=False)
         if receipt is None:
             raise _closed(head.message_id)
-        receipt.repeated = False
         return receipt
 
     # -- the run's worker ---------------------------------------------------------------------
@@ -379,7 +344,7 @@ class RunJournal:
 
     def opens_messages(self, request: pipe_pb2.GridRequest) -> bool:
         """Tell whether a request would begin new work, which a draining daemon holds back."""
-        pushed = (_instruction(item) for item in request.push.messages)
+        pushed = (instruction_of(item) for item in request.push.messages)
         return any(self._memory.exchange.is_new(instruction) for instruction in pushed)
 
     def note(self, kind: EventKind, fields: Mapping[str, Any]) -> None:
@@ -397,7 +362,7 @@ class RunJournal:
         return call
 
     def _push(self, pushed: Sequence[pipe_pb2.GridMessage]) -> None:
-        instructions = [_instruction(item) for item in pushed]
+        instructions = [instruction_of(item) for item in pushed]
         fresh = {
             instruction.message_id: self._memory.exchange.is_new(instruction)
             for instruction in instructions
@@ -405,7 +370,7 @@ class RunJournal:
         for item in pushed:
             self._adopt(item, wanted=fresh[item.instruction.message_id])
             if fresh[item.instruction.message_id]:
-                row = _Row(head=item.instruction, payload_name=_spool_name(item))
+                row = MessageRow(head=item.instruction, payload_name=spool_name_of(item))
                 self._memory.rows[item.instruction.message_id] = row
         self._apply(self._memory.exchange.push(instructions, now=self._around.clock()))
 
@@ -413,7 +378,7 @@ class RunJournal:
         """Take over the worker's payload file, or drop it where it is here already."""
         if not item.payload_name:
             return
-        name = _spool_name(item)
+        name = spool_name_of(item)
         if self.spool.exists(name) or not self.spool.exists(item.payload_name):
             if not self.spool.exists(name):
                 raise ProtocolError("E-SPOOL-MISSING", f"expected a payload {item.payload_name}")
@@ -440,8 +405,7 @@ class RunJournal:
 
     def _note(self, event: pipe_pb2.GridEvent) -> None:
         """Store an event of the worker; those that the daemon knows better are dropped."""
-        known = {kind.value: kind for kind in _WORKER_EVENTS}
-        kind = known.get(event.kind)
+        kind = _WORKER_EVENTS.get(event.kind)
         if kind is None:
             return
         fields = json.loads(event.fields_json)
@@ -491,15 +455,17 @@ class RunJournal:
         )
         self._apply(effects)
 
-    def _failing(self, entry: Entry) -> _Failing:
-        return _Failing(self, entry)
-
-    def fail_refused(self, entry: Entry, code: str) -> None:
-        """Fail a message whose only reply may not be accepted."""
-        self.spool.discard(entry.wire_id)
-        current = self._memory.exchange.find(entry.wire_id, entry.instruction.node_id)
-        if current is not None and current.outcome is Outcome.OPEN:
-            self._fail(entry, code)
+    @contextlib.contextmanager
+    def _failing(self, entry: Entry) -> Iterator[None]:
+        """Fail a message when its reply breaks a rule of content: the node has no other."""
+        try:
+            yield
+        except ProtocolError as error:
+            self.spool.discard(entry.wire_id)
+            current = self._memory.exchange.find(entry.wire_id, entry.instruction.node_id)
+            if current is not None and current.outcome is Outcome.OPEN:
+                self._fail(entry, error.code)
+            raise
 
     def _open_entry(self, wire_id: str, node_id: int) -> Entry:
         entry = self._memory.exchange.find(wire_id, node_id)
@@ -508,16 +474,9 @@ class RunJournal:
             raise _closed(wire_id)
         return entry
 
-    def _receipt(self, entry: Entry) -> fleet_pb2.Receipt | None:
+    def _receipt(self, entry: Entry, *, repeated: bool = True) -> fleet_pb2.Receipt | None:
         row = self._memory.rows.get(entry.instruction.message_id)
-        if row is None or row.reply is None:
-            return None
-        return fleet_pb2.Receipt(
-            message_id=entry.wire_id,
-            payload_bytes=row.reply.manifest.payload_bytes,
-            payload_sha256=row.reply.manifest.payload_sha256,
-            repeated=True,
-        )
+        return None if row is None else receipt_of(entry, row, repeated=repeated)
 
     def _payload_names(self) -> set[str]:
         rows = self._memory.rows.values()
@@ -546,20 +505,7 @@ class RunJournal:
         last_event = self._last_event
         if writes or logged or replied is not None or checkpoint is not None:
             try:
-                with self._around.store.transaction() as connection:
-                    if replied is not None:
-                        self._store_reply(connection, replied)
-                    for effect in writes:
-                        self._store_effect(connection, effect)
-                    if checkpoint is not None:
-                        self._store_checkpoint(connection, checkpoint)
-                    if round_number:
-                        change_run(connection, self.run_id, round=round_number)
-                    for kind, fields in logged:
-                        last_event += 1
-                        at_s = self._around.now()
-                        event = Event(sequence=last_event, at_s=at_s, kind=kind, fields=fields)
-                        add_event(connection, self.run_id, event)
+                last_event = self._write(writes, logged, replied, checkpoint, round_number)
             except TacitError:
                 self._reload()
                 raise
@@ -580,59 +526,35 @@ class RunJournal:
             if isinstance(effect, rounds.Failed)
         ]
 
-    def _store_effect(self, connection: sa.Connection, effect: Effect) -> None:
-        match effect:
-            case rounds.Opened(entry):
-                row = self._memory.rows[entry.instruction.message_id]
-                connection.execute(self._where(entry, sa.delete(messages)))
-                connection.execute(
-                    sa.insert(messages).values(run_id=self.run_id, **_columns(entry, row))
-                )
-            case rounds.Failed(entry):
-                reply = self._memory.rows[entry.instruction.message_id].reply
-                values = {
-                    "outcome": entry.outcome.value,
-                    "code": entry.code,
-                    "reply": None if reply is None else reply.SerializeToString(),
-                    "answered_at_s": self._around.now(),
-                }
-                connection.execute(self._where(entry, sa.update(messages)).values(**values))
-            case rounds.Forgotten(entry):
-                connection.execute(self._where(entry, sa.delete(messages)))
-            case rounds.NodesAnswered(_, sequence, node_ids, stored) if not stored:
-                connection.execute(
-                    sa.insert(node_answers).values(
-                        run_id=self.run_id, sequence=sequence, node_ids=json.dumps(node_ids)
-                    )
-                )
-            case _:
-                pass
+    def _write(
+        self,
+        writes: Sequence[Effect],
+        logged: Sequence[tuple[EventKind, Mapping[str, Any]]],
+        replied: Entry | None,
+        checkpoint: Checkpointed | None,
+        round_number: int,
+    ) -> int:
+        """Write one transaction; return the number of the last event."""
+        target, at_s, sequence = self._exchange_store, self._around.now(), self._last_event
+        with self._around.store.transaction() as connection:
+            if replied is not None:
+                row = self._memory.rows[replied.instruction.message_id]
+                target.write_reply(connection, replied, row, at_s=at_s)
+            for effect in writes:
+                target.write(connection, effect, self._row_of(effect), at_s=at_s)
+            if checkpoint is not None:
+                target.write_checkpoint(connection, checkpoint, at_s=at_s)
+            if round_number:
+                change_run(connection, self.run_id, round=round_number)
+            for sequence, (kind, fields) in enumerate(logged, start=self._last_event + 1):
+                event = Event(sequence=sequence, at_s=at_s, kind=kind, fields=fields)
+                add_event(connection, self.run_id, event)
+        return sequence
 
-    def _where(self, entry: Entry, statement: Any) -> Any:  # noqa: ANN401 - update or delete
-        message_id = entry.instruction.message_id
-        return statement.where(
-            messages.c.run_id == self.run_id, messages.c.message_id == message_id
-        )
-
-    def _store_reply(self, connection: sa.Connection, entry: Entry) -> None:
-        row = self._memory.rows[entry.instruction.message_id]
-        connection.execute(
-            self._where(entry, sa.update(messages)).values(
-                outcome=Outcome.REPLIED.value,
-                reply=row.reply.SerializeToString() if row.reply else None,
-                reply_name=row.reply_name,
-                answered_at_s=self._around.now(),
-            )
-        )
-
-    def _store_checkpoint(self, connection: sa.Connection, point: Checkpointed) -> None:
-        connection.execute(sa.delete(checkpoints).where(checkpoints.c.run_id == self.run_id))
-        connection.execute(sa.delete(node_answers).where(node_answers.c.run_id == self.run_id))
-        connection.execute(
-            sa.insert(checkpoints).values(
-                run_id=self.run_id, at_s=self._around.now(), **dataclasses.asdict(point)
-            )
-        )
+    def _row_of(self, effect: Effect) -> MessageRow | None:
+        if isinstance(effect, (rounds.Opened, rounds.Failed)):
+            return self._memory.rows.get(effect.entry.instruction.message_id)
+        return None
 
     def _tell(self, effect: Effect) -> None:
         match effect:
@@ -674,21 +596,7 @@ class RunJournal:
             call.future.set_result(reply)
 
     def _result(self, entry: Entry) -> pipe_pb2.GridResult:
-        row = self._memory.rows[entry.instruction.message_id]
-        head = fleet_pb2.ReplyHead()
-        if row.reply is None:
-            gone = entry.code in _GONE
-            code = _NODE_UNAVAILABLE if gone else _MESSAGE_UNAVAILABLE
-            head.failure.CopyFrom(AppFailure(code=code, reason=entry.code))
-        else:
-            head.CopyFrom(row.reply)
-        head.run_id, head.message_id = self.run_id, entry.instruction.message_id
-        return pipe_pb2.GridResult(
-            message_id=entry.instruction.message_id,
-            node_id=entry.instruction.node_id,
-            reply=head,
-            payload_name=row.reply_name,
-        )
+        return result_of(self.run_id, entry, self._memory.rows[entry.instruction.message_id])
 
     def _reload(self) -> None:
         """Read the database again after a write that failed, and put the waiting calls again."""
@@ -720,75 +628,6 @@ class RunJournal:
         except TacitError as error:  # stored at the next try; nothing was told
             log.warning("tick not stored", extra={"fields": {"code": error.code}})
             self._schedule(at_least_s=1.0)
-
-
-@dataclass(frozen=True)
-class _Failing:
-    """Fails a message when its reply breaks a rule of content; used with ``with``."""
-
-    journal: RunJournal
-    entry: Entry
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ProtocolError):
-            self.journal.fail_refused(self.entry, error.code)
-
-
-def _instruction(item: pipe_pb2.GridMessage) -> Instruction:
-    head = item.instruction
-    manifest = head.manifest.SerializeToString(deterministic=True)
-    content = b"\0".join((head.message_type.encode(), head.group_id.encode(), manifest))
-    return Instruction(
-        message_id=head.message_id,
-        node_id=item.node_id,
-        content_sha256=hashlib.sha256(content).digest(),
-        ttl_s=head.ttl_s if head.ttl_s > 0 else math.inf,
-    )
-
-
-def _spool_name(item: pipe_pb2.GridMessage) -> str:
-    """Name a payload by its content: the worker never writes to such a name."""
-    if not item.payload_name:
-        return ""
-    return f"send-{item.instruction.manifest.payload_sha256.hex()[:40]}.bin"
-
-
-def _columns(entry: Entry, row: _Row) -> dict[str, Any]:
-    return {
-        "message_id": entry.instruction.message_id,
-        "sequence": entry.sequence,
-        "node_id": entry.instruction.node_id,
-        "attempt": entry.attempt,
-        "content_sha256": entry.instruction.content_sha256,
-        "ttl_s": entry.instruction.ttl_s,
-        "head": row.head.SerializeToString(),
-        "payload_name": row.payload_name,
-        "outcome": entry.outcome.value,
-    }
-
-
-def _entry(row: sa.RowMapping) -> Entry:
-    instruction = Instruction(
-        message_id=row["message_id"],
-        node_id=row["node_id"],
-        content_sha256=row["content_sha256"],
-        ttl_s=row["ttl_s"],
-    )
-    entry = Entry(instruction=instruction, attempt=row["attempt"])
-    return dataclasses.replace(entry, outcome=Outcome(row["outcome"]), code=row["code"])
-
-
-def _row(row: sa.RowMapping) -> _Row:
-    reply = None if row["reply"] is None else fleet_pb2.ReplyHead.FromString(row["reply"])
-    return _Row(
-        head=fleet_pb2.InstructionHead.FromString(row["head"]),
-        payload_name=row["payload_name"],
-        reply=reply,
-        reply_name=row["reply_name"],
-    )
 
 
 def _closed(wire_id: str) -> ProtocolError:

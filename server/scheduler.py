@@ -38,6 +38,7 @@ from tacit.server.catalogue import (
     find_run,
     list_runs,
 )
+from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
 from tacit.server.run_worker import WORKER_COMMAND, RunWorker, WorkerEnd, WorkerTask
 from tacit.server.spool import Space, Spool
@@ -154,6 +155,8 @@ class Scheduler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for run in self._active.values():
+            run.journal.spool.close()
 
     def drain(self) -> None:
         """Start nothing new: no run, and no message of a running one."""
@@ -318,7 +321,7 @@ class Scheduler:
             run.journal.note(EventKind.NODE_DECIDED, fields)
         self._observe(run, decision.node_id)
         if decision.verdict is not Verdict.APPROVED and known is not None:
-            run.journal.drop_node(decision.node_id, "E-RUN-DENIED")
+            run.journal.drop_node(decision.node_id, DENIED)
         self.consider()
 
     def drop_node(self, node_id: int, code: str) -> None:

@@ -266,10 +266,14 @@ class Spool:
             if entry.name not in wanted and not entry.name.endswith(".part"):
                 self.remove(entry.name)
 
-    def clear(self) -> None:
-        """Remove everything: the run has ended."""
+    def close(self) -> None:
+        """Close the files that are being staged; what they hold stays."""
         for staged in self._staged.values():
             staged.close()
+
+    def clear(self) -> None:
+        """Remove everything: the run has ended."""
+        self.close()
         self._staged.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._space.release(sum(self._sizes.values()))

@@ -20,6 +20,7 @@ from tacit.protos import control_pb2, control_pb2_grpc
 from tacit.protos.payload import map_payload
 from tacit.server.authority import list_members
 from tacit.server.catalogue import RunRecord, events_after, find_run, list_runs
+from tacit.server.grid_messages import REVOKED
 from tacit.server.scheduler import Submission
 from tacit.server.services.access import caller
 
@@ -136,7 +137,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         reason = request.reason or f"revoked by {caller().name}"
         count, node_ids = self._membership.revoke(request.name, reason)
         for node_id in node_ids:
-            self._scheduler.drop_node(node_id, "E-MEMBER-REVOKED")
+            self._scheduler.drop_node(node_id, REVOKED)
             self._sessions.revoke(node_id)
         return control_pb2.RevokeReply(certificates=count)
 

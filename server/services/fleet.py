@@ -17,6 +17,7 @@ from tacit.protos.channel import MAX_MESSAGE_BYTES
 from tacit.protos.frames import encode_chunks, encode_head
 from tacit.protos.payload import map_payload
 from tacit.server.catalogue import NodeVerdict, Verdict
+from tacit.server.grid_messages import LEFT
 from tacit.server.replies import stable_code
 from tacit.server.services.access import caller
 
@@ -179,7 +180,7 @@ class FleetService:
         """End the caller's own membership."""
         who = caller()
         self._membership.revoke(who.name, "left")
-        self._scheduler.drop_node(who.node_id, "E-NODE-LEFT")
+        self._scheduler.drop_node(who.node_id, LEFT)
         self._sessions.revoke(who.node_id)
         return fleet_pb2.LeaveReply()
 

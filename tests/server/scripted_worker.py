@@ -44,7 +44,8 @@ def main() -> int:
 
 def _round(options: argparse.Namespace, port: PipePort, number: int, sequence: int) -> int:
     port.event("round_started", {"round": number})
-    nodes = port.nodes(sequence := sequence + 1)
+    while len(nodes := port.nodes(sequence := sequence + 1)) < options.cohort:
+        pass  # as Flower's strategies do
     array = np.full(options.numbers, number, dtype="<f4")
     sequence += 1
     name = f"out-{sequence:06d}.bin"
@@ -95,6 +96,7 @@ def _die(options: argparse.Namespace, number: int) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--cohort", type=int, default=1)
     parser.add_argument("--numbers", type=int, default=1000)
     parser.add_argument("--ttl-s", type=float, default=60.0)
     parser.add_argument("--die-in-round", type=int, default=0)
