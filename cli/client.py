@@ -22,7 +22,7 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.status import Connection, as_json, read_status
 from tacit.client.store import STORE_NAME, open_store
-from tacit.core.errors import ConfigError, UnavailableError, UsageError
+from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.identity import Role, parse_token
 from tacit.core.logs import Form, configure_logging
@@ -155,7 +155,12 @@ def leave(home: Home = None, *, json: Json = False) -> None:
     with state.lock():
         membership = Membership(state.path / IDENTITY_FOLDER)
         name = membership.identity.name
-        address = asyncio.run(leave_federation(membership))
+        try:
+            address = asyncio.run(leave_federation(membership))
+        except TrustError as error:
+            if error.code not in ("E-MEMBER-REVOKED", "E-CERTIFICATE-EXPIRED"):
+                raise
+            address = ""  # it is out already
         for path in (state.path / IDENTITY_FOLDER).iterdir():
             path.unlink()
         (state.path / IDENTITY_FOLDER).rmdir()

@@ -27,6 +27,7 @@ from tacit.client.link import Link
 from tacit.client.local import serve_local
 from tacit.client.node import Node
 from tacit.client.preparation import Preparation
+from tacit.client.renewal import keep_certificate
 from tacit.client.runs import Surroundings
 from tacit.client.status import Connection, as_json, read_status
 from tacit.client.store import STORE_NAME, Store, open_store
@@ -153,6 +154,7 @@ async def _serve(state: StateDirectory, parts: Assembled) -> None:
         _announce(parts)
         linked = asyncio.create_task(link.run())
         stopped = asyncio.create_task(stop.wait())
+        renewing = asyncio.create_task(keep_certificate(parts.membership))
         try:
             await asyncio.wait([linked, stopped], return_when=asyncio.FIRST_COMPLETED)
             if linked.done():
@@ -160,9 +162,9 @@ async def _serve(state: StateDirectory, parts: Assembled) -> None:
         finally:
             logger.info("stopping")
             local.close()
-            for task in (linked, stopped):
+            for task in (linked, stopped, renewing):
                 task.cancel()
-            await asyncio.gather(linked, stopped, return_exceptions=True)
+            await asyncio.gather(linked, stopped, renewing, return_exceptions=True)
             parts.preparation.close()
             await asyncio.to_thread(parts.workers.close)
             await dispatcher.close()

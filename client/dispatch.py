@@ -260,9 +260,9 @@ class Dispatcher:
         for message_id, task in list(self._messages.items()):
             if message_id.startswith(f"{run_id}."):
                 task.cancel()
-        await self._in_thread(self._node.end_run, run_id, status[:40])
         self._offers.pop(run_id, None)
-        logger.info("run ended", extra={"fields": {"run": run_id, "status": status[:40]}})
+        if await self._in_thread(self._node.end_run, run_id, status[:40]):
+            logger.info("run ended", extra={"fields": {"run": run_id, "status": status[:40]}})
 
     def _chunk_bytes(self) -> int:
         wanted = self.link.joined.chunk_bytes if self.link is not None else CHUNK_BYTES

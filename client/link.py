@@ -93,9 +93,9 @@ class Link:
                 started = loop.time()
                 error = await self._connect(address)
                 self._handler.disconnected(address, error)
-                self._log(address, error)
                 if error.code == "E-MEMBER-REVOKED":
                     raise error
+                self._log(address, error)
                 if loop.time() - started > _STABLE_S:
                     waits = delays(self._rng)
             await asyncio.sleep(next(waits))
@@ -143,7 +143,11 @@ class Link:
                 if not isinstance(task, fleet_pb2.Task):  # gRPC's end of the stream
                     return
                 if task.WhichOneof("task") == "revoked":
-                    raise TrustError("E-MEMBER-REVOKED", "the server has revoked this node")
+                    raise TrustError(
+                        "E-MEMBER-REVOKED",
+                        "the server has revoked this node",
+                        hint="Ask the operator for a new token; then: tacit client leave, join.",
+                    )
                 self._handler.handle(task)
         finally:
             call.cancel()

@@ -220,14 +220,21 @@ class Node:
         """Forget an answer that is committed or no longer wanted, and its noise key."""
         self._replies.forget(message_id)
 
-    def end_run(self, run_id: str, status: str) -> None:
-        """Forget what a finished run needed; its split and its decisions stay."""
+    def end_run(self, run_id: str, status: str) -> bool:
+        """Forget what a finished run needed; its split and its decisions stay.
+
+        Returns whether that is news.
+        """
         verify_run_id(run_id)
+        run = self.store.load_run(run_id)
+        if run is None or run.ended:
+            return False
         self._around.runner.end(run_id)
         with self._run_lock(run_id):
             self._replies.forget_run(run_id, status)
             (self._runs.run_folder(run_id) / PREPARED_NAME).unlink(missing_ok=True)
             shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
+        return True
 
     @contextlib.contextmanager
     def _run_lock(self, run_id: str) -> Iterator[None]:

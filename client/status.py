@@ -26,14 +26,12 @@ class Connection:
     Attributes:
         state: ``connected``, ``connecting`` or ``stopped``.
         address: where the server is, or was last tried.
-        since_s: since when, in seconds since 1970; 0 if not known.
         problem: why it is not connected.
         isolation: the means by which workers are confined here.
     """
 
     state: str
     address: str = ""
-    since_s: float = 0.0
     problem: str = ""
     isolation: tuple[str, ...] = ()
 
