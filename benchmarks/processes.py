@@ -83,12 +83,12 @@ class Crew:
         mine = self._descendants()
         for process in reversed(self._started.values()):
             process.terminate()
-        deadline = time.monotonic() + TERM_PATIENCE_S
-        while time.monotonic() < deadline and _living(mine):
-            time.sleep(0.05)
-        for pid in _living(mine | self._descendants()):
+        _wait_for_end(mine, TERM_PATIENCE_S)
+        left = mine | self._descendants()
+        for pid in _living(left):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        _wait_for_end(left, TERM_PATIENCE_S)
         for process in self._started.values():
             process.wait()
         self._started.clear()
@@ -98,6 +98,12 @@ class Crew:
         table = processes()
         below = {(facts.pid, facts.start_ticks) for facts in tree_of(os.getpid(), table)}
         return below - self._before
+
+
+def _wait_for_end(found: set[tuple[int, int]], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and _living(found):
+        time.sleep(0.05)
 
 
 def _living(found: set[tuple[int, int]]) -> set[int]:

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from tacit.core.errors import UsageError
 from tacit.learning.app import app as built_in
+from tacit_flower.port import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,9 +53,11 @@ def call(message: Message, context: Context) -> Message:
         run_config=context.run_config,
     )
     try:
-        return built_in(message, inner)
+        reply = built_in(message, inner)
+        plain(reply.content)
     finally:
         context.state.pop("tacit", None)
+    return reply
 
 
 def prepared_path(node_config: Mapping[str, object], run_config: Mapping[str, object]) -> Path:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from flwr.app import Message
+from flwr.app import Array, Message, RecordDict
 
 from tacit.core.errors import UnavailableError
 from tacit.protos.codec import decode_records, encode_records
 from tacit.protos.fleet_pb2 import ReplyHead
-from tacit.protos.flower import reply_parts
+from tacit.protos.flower import WireArray, reply_parts
 from tacit.protos.records_pb2 import AppFailure
 from tacit.server.grid import Outgoing, Result
 
@@ -85,7 +85,7 @@ class FlowerPort:
     def _message(self, item: Outgoing) -> Message:
         payload = memoryview(self._payloads[item.payload_name])
         return Message(
-            content=decode_records(item.head.manifest, payload),
+            content=plain(decode_records(item.head.manifest, payload)),
             dst_node_id=item.node_id,
             message_type=item.head.message_type,
             group_id=item.head.group_id,
@@ -99,6 +99,15 @@ class FlowerPort:
             message_id = self._flower_ids.pop(reply.metadata.reply_to_message_id, None)
             if message_id is not None:
                 self._results[message_id] = _result(message_id, reply)
+
+
+def plain(content: RecordDict) -> RecordDict:
+    """Return the content with arrays of Flower's own class, the only one its engine can send."""
+    for record in content.array_records.values():
+        for name, array in record.items():
+            if isinstance(array, WireArray):
+                record[name] = Array(array.numpy())
+    return content
 
 
 def _result(message_id: str, reply: Message) -> Result:

@@ -48,7 +48,12 @@ def main(grid: Grid, context: Context) -> None:
         specification_sha256=specification_sha256(canonical_json(specification)),
         folder=folder,
     )
-    run_task(task, FlowerPort(grid, _teller(folder.events)))
+    tell = _teller(folder.events)
+    try:
+        run_task(task, FlowerPort(grid, tell))
+    except Exception as error:
+        tell("run_failed", {"code": getattr(error, "code", "E-INTERNAL"), "reason": str(error)})
+        raise
 
 
 def specification_of(run_config: Mapping[str, object]) -> RunSpec:

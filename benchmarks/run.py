@@ -1,0 +1,182 @@
+"""``python -m benchmarks.run``: our round, Flower's round and the loopback floor, side by side.
+
+Four clients, training that does nothing, replies that all differ; everything on loopback, in real
+processes, one measurement after the other. benchmarks/README.md says how to read the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.floor import measure_floor
+from benchmarks.flower_engine import FlowerRun, measure_flower
+from benchmarks.processes import BenchmarkError, adopt_orphans
+from benchmarks.report import machine, render
+from benchmarks.tacit_engine import TacitRun, measure_tacit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.results import Result
+
+CLIENTS = 4
+SIZES_M = (0.1, 1.0, 10.0, 50.0)
+JOURNALS = ("kill", "power")
+ENGINES = ("floor", "tacit", "flower")
+MAX_PARAMETERS = 500_000_000  # 2 GB a model, eight and more of them in memory and on disk
+ROUND_LIMIT_S = 240.0  # per round, for all engines: a benchmark ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the command line asks for."""
+
+    sizes: tuple[int, ...]
+    rounds: int
+    engines: tuple[str, ...]
+    journals: tuple[str, ...]
+    json: Path | None
+    keep: Path | None
+
+
+def parse_arguments(arguments: list[str]) -> Plan:
+    """Read the command line; wrong values end the program with status 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "--sizes", default="", help="millions of float32 parameters (default 0.1,1,10,50)"
+    )
+    parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default 5)")
+    parser.add_argument("--only", choices=ENGINES, action="append", help="may be repeated")
+    parser.add_argument("--journal", choices=JOURNALS, action="append", help="may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and state in DIR")
+    parser.add_argument(
+        "--short", action="store_true", help="0.1 M, 2 rounds: is it correct, not is it fast"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        sizes = [round(float(size) * 1e6) for size in given.sizes.split(",") if size]
+    except ValueError:
+        parser.error(f"--sizes: expected numbers such as 0.1,1,10, got {given.sizes!r}")
+    if any(not 1_000 <= size <= MAX_PARAMETERS for size in sizes):
+        parser.error("--sizes: expected 0.001 to 500 (millions)")
+    if given.rounds and not 1 <= given.rounds <= 100:
+        parser.error("--rounds: expected 1 to 100")
+    default_sizes = SIZES_M[:1] if given.short else SIZES_M
+    return Plan(
+        sizes=tuple(sizes or (round(size * 1e6) for size in default_sizes)),
+        rounds=given.rounds or (2 if given.short else 5),
+        engines=tuple(given.only or ENGINES),
+        journals=tuple(given.journal or JOURNALS),
+        json=given.json,
+        keep=given.keep,
+    )
+
+
+def measurements(plan: Plan) -> Iterator[tuple[str, Callable[[Path], Result]]]:
+    """Yield each measurement's name and the call that makes it in an empty folder."""
+    for size in plan.sizes:
+        if "floor" in plan.engines:
+            name = f"floor {size / 1e6:g} M"
+            yield (
+                name,
+                lambda folder, size=size, name=name: measure_floor(
+                    size,
+                    clients=CLIENTS,
+                    rounds=plan.rounds,
+                    folder=folder,
+                    progress=progress_of(name),
+                ),
+            )
+        if "tacit" in plan.engines:
+            for journal in plan.journals:
+                name = f"tacit ({journal}) {size / 1e6:g} M"
+                tacit = TacitRun(
+                    parameters=size,
+                    rounds=plan.rounds,
+                    clients=CLIENTS,
+                    journal=journal,
+                    timeout_s=ROUND_LIMIT_S * (plan.rounds + 1),
+                )
+                yield (
+                    name,
+                    lambda folder, tacit=tacit, name=name: measure_tacit(
+                        tacit, folder=folder, progress=progress_of(name)
+                    ),
+                )
+        if "flower" in plan.engines:
+            name = f"flower {size / 1e6:g} M"
+            flower = FlowerRun(
+                parameters=size,
+                rounds=plan.rounds,
+                clients=CLIENTS,
+                timeout_s=ROUND_LIMIT_S * (plan.rounds + 1),
+            )
+            yield (
+                name,
+                lambda folder, flower=flower, name=name: measure_flower(
+                    flower, folder=folder, progress=progress_of(name)
+                ),
+            )
+
+
+def progress_of(name: str) -> Callable[[str], None]:
+    """Return a function that writes lines beginning with a name to standard error."""
+    began = time.monotonic()
+
+    def show(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {name}: {text}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def measure_all(plan: Plan, root: Path) -> list[Result]:
+    """Make the measurements one after the other; each leaves its folder before the next begins."""
+    results = []
+    for index, (name, measure) in enumerate(measurements(plan)):
+        folder = root / f"{index:02d}-{name.replace(' ', '-').replace('(', '').replace(')', '')}"
+        folder.mkdir()
+        results.append(measure(folder))
+        if plan.keep is None:
+            shutil.rmtree(folder)  # the disk never holds two of them
+    return results
+
+
+def main() -> int:
+    """Measure, print the table, write the JSON."""
+    plan = parse_arguments(sys.argv[1:])
+    adopt_orphans()
+    facts = machine()
+    try:
+        with tempfile.TemporaryDirectory(prefix="tacit-bench-") as scratch:
+            root = Path(scratch) if plan.keep is None else plan.keep.resolve()
+            root.mkdir(parents=True, exist_ok=True)
+            results = measure_all(plan, root)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; every process has been ended", file=sys.stderr)
+        return 130
+    print("; ".join(f"{key} {value}" for key, value in facts.items()))
+    print(render(results))
+    print(
+        "4 clients, loopback; tacit: mutual TLS, journal on, through isolated workers;"
+        " flower: no TLS, state in memory; s/round: median (floor: best)"
+    )
+    if plan.json is not None:
+        content = {"machine": facts, "results": [result.plain() for result in results]}
+        plan.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
