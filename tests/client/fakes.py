@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +30,10 @@ from tacit.core.specification import (
     specification_sha256,
 )
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 RUN = "r-00000001"
 MODEL = {"weight": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float32)}
@@ -121,7 +123,7 @@ class FakeRunner:
     def begin(self, setup: AppSetup) -> None:
         self.begun.append(setup.begin.run_id)
 
-    def call(self, setup: AppSetup, call: pipe_pb2.WorkerCall, payload: Payload) -> AppAnswer:
+    def call(self, _setup: AppSetup, call: pipe_pb2.WorkerCall, payload: Payload) -> AppAnswer:
         assert open_view(payload).nbytes == call.instruction.manifest.payload_bytes
         self.calls.append(call)
         answer = self.make(call)
@@ -140,12 +142,12 @@ def prepare_nothing(job: PrepareJob) -> None:
     (job.folder / PREPARED_NAME).write_bytes(b"")
 
 
-def epsilon_of(spec: RunSpec, records: int, releases: int) -> float | None:
+def epsilon_of(spec: RunSpec, _records: int, releases: int) -> float | None:
     """One per two releases, whatever the run is: easy to follow in a test."""
     return None if spec.privacy.mode is PrivacyMode.NONE else releases / 2
 
 
-def good_reply(call: pipe_pb2.WorkerCall) -> Reply:
+def good_reply(_call: pipe_pb2.WorkerCall) -> Reply:
     return manifest_of(MODEL, {"num-examples": 1})
 
 

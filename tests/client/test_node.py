@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -10,7 +10,12 @@ import pytest
 from tacit.client.approvals import Verdict
 from tacit.client.configuration import Approval
 from tacit.core.errors import DataError, ProtocolError, RefusedError, UnavailableError, UsageError
-from tacit.core.specification import ParticipationSpec, PrivacyMode, canonical_json
+from tacit.core.specification import (
+    ParticipationSpec,
+    PrivacyMode,
+    canonical_json,
+    specification_sha256,
+)
 from tacit.protos import fleet_pb2
 from tests.client.fakes import (
     MODEL,
@@ -24,8 +29,16 @@ from tests.client.fakes import (
     open_mode,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def reply_of(entry) -> fleet_pb2.ReplyHead:
+    from tacit.client.node import Node
+    from tacit.client.preparation import PrepareJob
+    from tacit.client.store import OutboxEntry
+    from tacit.protos import pipe_pb2
+
+
+def reply_of(entry: OutboxEntry) -> fleet_pb2.ReplyHead:
     return fleet_pb2.ReplyHead.FromString(entry.head)
 
 
@@ -61,7 +74,7 @@ def test_noise_key_belongs_to_one_attempt_and_is_wiped_when_closed(tmp_path: Pat
     node, runner = make_node(
         tmp_path,
         make_config(tmp_path),
-        lambda call: next(failing, None) or manifest_of(MODEL, {"num-examples": 1}),
+        lambda _: next(failing, None) or manifest_of(MODEL, {"num-examples": 1}),
     )
     offer(node, make_spec())
     head, payload = instruction(make_spec())
@@ -133,9 +146,9 @@ def test_denied_run_stops_at_once(tmp_path: Path) -> None:
 
 def test_denial_during_training_keeps_the_reply_back(tmp_path: Path) -> None:
     """What an app finished after the owner said no does not leave."""
-    nodes = []
+    nodes: list[Node] = []
 
-    def answer(call):
+    def answer(_: pipe_pb2.WorkerCall) -> Any:
         nodes[0].deny(RUN)
         return manifest_of(MODEL, {"num-examples": 1})
 
@@ -151,7 +164,7 @@ def test_bad_reply_leaves_only_a_code_and_the_reason_stays(tmp_path: Path) -> No
     """A reply with a NaN is refused; server sees the code, the log the reason, the disk nothing."""
     bad = {**MODEL, "bias": np.array([np.nan, 0], np.float32)}
     node, _ = make_node(
-        tmp_path, make_config(tmp_path), lambda call: manifest_of(bad, {"num-examples": 1})
+        tmp_path, make_config(tmp_path), lambda _: manifest_of(bad, {"num-examples": 1})
     )
     offer(node, make_spec())
     head, payload = instruction(make_spec())
@@ -178,7 +191,7 @@ def test_updates_beyond_the_declared_rounds_are_charged_to_the_owners_limit(tmp_
 def test_foreign_code_of_a_failure_cannot_carry_anything(tmp_path: Path) -> None:
     """The built-in app may name its code; text that is no code becomes E-APP-FAILED."""
     answers = iter(["E-DATA-CONTRACT", "the age is 63"])
-    node, _ = make_node(tmp_path, make_config(tmp_path), lambda call: next(answers))
+    node, _ = make_node(tmp_path, make_config(tmp_path), lambda _: next(answers))
     offer(node, make_spec())
     codes = []
     for number in (1, 2):
@@ -190,7 +203,7 @@ def test_foreign_code_of_a_failure_cannot_carry_anything(tmp_path: Path) -> None
 def test_unknown_fields_of_a_manifest_do_not_leave(tmp_path: Path) -> None:
     """Bytes that an app hides in fields nobody knows are dropped."""
 
-    def answer(call):
+    def answer(_: pipe_pb2.WorkerCall) -> Any:
         manifest, payload = manifest_of(MODEL, {"num-examples": 1})
         hidden = manifest.SerializeToString() + b"\xfa\x3f\x06secret"
         return type(manifest).FromString(hidden), payload
@@ -206,7 +219,7 @@ def test_unknown_fields_of_a_manifest_do_not_leave(tmp_path: Path) -> None:
 def test_data_that_do_not_fit_deny_the_run(tmp_path: Path) -> None:
     """A broken data set is said at the offer, with its code, not in the first round."""
 
-    def prepare(job):
+    def prepare(_: PrepareJob) -> NoReturn:
         raise DataError("E-DATA-COLUMNS", "expected 1 column", problems=("age: missing",))
 
     node, _ = make_node(tmp_path, make_config(tmp_path), prepare=prepare)
@@ -221,10 +234,10 @@ def test_full_disk_is_nobodys_failure(tmp_path: Path) -> None:
     offer(node, make_spec())
     head, payload = instruction(make_spec())
 
-    def full(*args, **kwargs):
+    def full(*_: object, **__: object) -> NoReturn:
         raise UnavailableError("E-DISK-FULL", "expected room")
 
-    node._replies.outbox.store = full
+    node._replies.outbox.store = full  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
         node.answer(head, payload)
     assert node.find_reply(head) is None
@@ -253,8 +266,6 @@ def test_offer_with_a_wrong_hash_is_refused(tmp_path: Path) -> None:
 def test_unknown_key_in_a_specification_is_denied(tmp_path: Path) -> None:
     """A specification that this version does not understand wholly is not approved."""
     canonical = canonical_json(make_spec()).replace(b'"name":', b'"mane":1,"name":')
-    from tacit.core.specification import specification_sha256
-
     node, _ = make_node(tmp_path, make_config(tmp_path))
     assert node.offer(RUN, canonical, specification_sha256(canonical)).verdict is Verdict.DENIED
 

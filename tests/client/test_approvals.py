@@ -1,0 +1,188 @@
+"""The policy's rules, one by one, and who says yes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tacit.client.approvals import Offer, Verdict, fingerprint_apps, judge
+from tacit.client.backoff import delays
+from tacit.client.configuration import (
+    CONFIG_NAME,
+    SAMPLE,
+    Approval,
+    ApprovalRule,
+    AppRule,
+    ClientConfig,
+    load_client_config,
+)
+from tacit.core.errors import ConfigError, UnavailableError
+from tacit.core.specification import (
+    AppSpec,
+    EvaluationSpec,
+    ModelKind,
+    ModelSpec,
+    ParticipationSpec,
+    PrivacyMode,
+    PrivacySpec,
+    PrivacyUnit,
+    ReplySpec,
+)
+from tests.client.fakes import make_config, make_spec, open_mode
+
+HERE = Path("/data")
+MODULE = ModelSpec(kind=ModelKind.MODULE, factory="package.module:make")
+
+
+def private(**changes: Any) -> PrivacySpec:
+    values = {"mode": PrivacyMode.RECORD_LOCAL, "clip": 1.0, "epsilon": 1.0, "delta": 1e-3}
+    return PrivacySpec(**(values | changes))
+
+
+def judged(
+    spec: dict[str, Any] | None = None,
+    policy: dict[str, Any] | None = None,
+    *,
+    epsilon: float | None = 1.0,
+    isolated: bool = True,
+) -> str:
+    config = make_config(HERE, **(policy or {}))
+    offer = Offer(specification=make_spec(**(spec or {})), epsilon=epsilon, isolated=isolated)
+    judgement = judge(offer, config)
+    return judgement.code or judgement.verdict.value
+
+
+def foreign(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "model": None,
+        "training": None,
+        "privacy": open_mode(),
+        "app": AppSpec(client="package.module:app"),
+        "results": {"train": ReplySpec()},
+    }
+    return values | changes
+
+
+OPEN = {"modes": tuple(PrivacyMode)}
+ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy", "outcome"),
+    [
+        ({}, {}, "approved"),
+        ({"privacy": open_mode()}, {}, "E-POLICY-MODE"),
+        ({"privacy": open_mode()}, OPEN, "approved"),
+        ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, {}, "E-MODE-NOT-BUILT"),
+        ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-UNIT-NOT-BUILT"),
+        ({"privacy": private(delta=0.01)}, {}, "E-POLICY-DELTA"),
+        ({"data_set": "other"}, {}, "E-POLICY-DATA-SET"),
+        ({}, {"max_epsilon_per_run": 0.5}, "E-POLICY-EPSILON"),
+        ({"evaluation": EvaluationSpec(every=1)}, {}, "E-POLICY-EXACT-METRICS"),
+        ({"evaluation": EvaluationSpec(every=1)}, {"allow_exact_metrics": True}, "approved"),
+        (
+            {"participation": ParticipationSpec(rounds=1, min_clients=1)},
+            {},
+            "E-POLICY-COHORT",
+        ),
+        ({"model": MODULE}, {}, "E-POLICY-FACTORY"),
+        ({"model": MODULE}, {"allowed_factories": ("package.module:make",)}, "approved"),
+        (foreign(), OPEN, "E-POLICY-APP"),
+        (foreign(), ALLOWED, "approved"),
+        (foreign(privacy=private()), ALLOWED, "E-MODE-APP"),
+    ],
+)
+def test_each_rule_can_deny(spec: dict[str, Any], policy: dict[str, Any], outcome: str) -> None:
+    """A run that breaks one rule of the policy is denied with that rule's code."""
+    assert judged(spec, policy) == outcome
+
+
+def test_run_without_an_account_is_denied() -> None:
+    """An epsilon that nobody can compute has no room in any budget."""
+    assert judged(epsilon=None) == "E-POLICY-EPSILON"
+    assert judged(epsilon=float("nan")) == "E-POLICY-EPSILON"
+
+
+def test_foreign_code_needs_a_confined_worker() -> None:
+    """Without isolation only the built-in app runs, unless the owner says otherwise."""
+    assert judged(isolated=False) == "approved"
+    assert judged(foreign(), ALLOWED, isolated=False) == "E-POLICY-ISOLATION"
+    unconfined = {**ALLOWED, "allow_unisolated_apps": True}
+    assert judged(foreign(), unconfined, isolated=False) == "approved"
+
+
+def test_rules_narrow_what_needs_no_person() -> None:
+    """With rules, a run that the policy admits but no rule fits waits for a person."""
+    rule = ApprovalRule(modes=(PrivacyMode.RECORD_LOCAL,), max_epsilon=0.5, max_rounds=10)
+    policy = {"rules": {"small": rule}}
+    assert judged({}, policy) == "E-APPROVAL-PENDING"
+    assert judged({}, policy, epsilon=0.5) == "approved"
+    many = {"participation": ParticipationSpec(rounds=11)}
+    assert judged(many, policy, epsilon=0.5) == "E-APPROVAL-PENDING"
+    assert judged({}, {"approve": Approval.ASK}) == "E-APPROVAL-PENDING"
+
+
+def test_denial_says_what_to_do() -> None:
+    """Each denial has a sentence for the owner."""
+    offer = Offer(specification=make_spec(**foreign()), epsilon=None, isolated=True)
+    judgement = judge(offer, make_config(HERE, **OPEN))
+    assert judgement.verdict is Verdict.DENIED
+    assert "policy.apps" in judgement.reason
+
+
+def test_fingerprint_changes_with_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One changed byte of an app's file is another app."""
+    package = tmp_path / "fingerprinted_app"
+    package.mkdir()
+    (package / "__init__.py").write_text("app = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = make_spec(**foreign(app=AppSpec(client="fingerprinted_app:app")))
+    before = fingerprint_apps(spec)
+    assert fingerprint_apps(spec) == before
+    (package / "__init__.py").write_text("app = 2\n")
+    assert fingerprint_apps(spec) != before
+
+
+def test_missing_app_has_no_fingerprint() -> None:
+    """An app that is not installed cannot be approved."""
+    spec = make_spec(**foreign(app=AppSpec(client="no_such_package_here:app")))
+    with pytest.raises(UnavailableError) as caught:
+        fingerprint_apps(spec)
+    assert caught.value.code == "E-APP-MISSING"
+
+
+def test_sample_configuration_is_careful(tmp_path: Path) -> None:
+    """What `join` writes reads back as the defaults, and asks a person."""
+    (tmp_path / CONFIG_NAME).write_text(SAMPLE)
+    config = load_client_config(tmp_path / CONFIG_NAME).value
+    assert config.policy == ClientConfig().policy
+    assert config.policy.approve is Approval.ASK
+    assert PrivacyMode.NONE not in config.policy.modes
+    assert config.data_sets["default"].path == tmp_path / "data.csv"
+
+
+def test_every_mistake_of_client_toml_is_reported_at_once(tmp_path: Path) -> None:
+    """Unknown keys name the nearest known one; wrong values stand beside them."""
+    text = '[data_sets.a]\npath = "x"\nrecords = 0\n[policy]\nmax_epsilon = 1\nmin_clients = 0\n'
+    (tmp_path / CONFIG_NAME).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_client_config(tmp_path / CONFIG_NAME)
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) >= 2
+    assert "max_epsilon_per_run" in problems
+    assert "client.toml:5" in problems
+
+
+def test_back_off_is_quick_at_first_and_at_most_a_minute() -> None:
+    """Waits double from a second at most to a minute at most, and differ between nodes."""
+    first, other = (
+        [wait for wait, _ in zip(delays(random.Random(seed)), range(12), strict=False)]  # noqa: S311
+        for seed in (1, 2)
+    )
+    assert first[0] <= 1.0
+    assert all(0.5 <= wait <= 60.0 for wait in first)
+    assert all(wait >= 30.0 for wait in first[6:])
+    assert first != other
