@@ -157,6 +157,7 @@ def root_command() -> click.Group:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # inherited by every process started from here
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what a person must know, our errors say
     try:
         code = root_command().main(list(arguments), prog_name="tacit", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the process
