@@ -83,6 +83,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on the owner's validation records; the values are exact."""
+    _take_noise_key(context)  # not used here, and not to be stored with the state either
     task = _open_task(message, context)
     metrics = evaluate_model(task.model, task.sets.validation)
     if task.plan.is_private:

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from tacit.privacy.plan import PrivacyPlan
 
-# Records per backward pass; bounds memory at this many per-example gradients.
+# Records per backward pass: at most this many, and fewer for a large model, so that the chunk's
+# per-example gradients stay below 128 MB in float64. It depends on public numbers alone.
 CHUNK_RECORDS = 256
+_CHUNK_NUMBERS = 1 << 24
 
 
 class OpacusEngine:
@@ -87,8 +89,10 @@ class OpacusEngine:
             chosen = torch.from_numpy(coins.select(records, probability=self._plan.sample_rate))
         else:
             chosen = torch.arange(records)
-        for start in range(0, len(chosen), CHUNK_RECORDS):
-            yield chosen[start : start + CHUNK_RECORDS]
+        numbers = sum(parameter.numel() for parameter in self.parameters)
+        size = max(1, min(CHUNK_RECORDS, _CHUNK_NUMBERS // max(1, numbers)))
+        for start in range(0, len(chosen), size):
+            yield chosen[start : start + size]
 
     def _add_clipped(
         self, sums: list[torch.Tensor], features: torch.Tensor, labels: torch.Tensor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tacit.core.configuration import from_plain, parse_toml
 from tacit.core.specification import DataSpec, RunSpec
@@ -35,6 +36,12 @@ TABLE: dict[str, Any] = {
     },
 }
 IMAGES: dict[str, Any] = {"kind": "image", "classes": ["cat", "dog"], "shape": [1, 8, 8]}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Train as the app does; more threads than cores make tiny models slow."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

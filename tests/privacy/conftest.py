@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from tacit.core.configuration import from_plain
 from tacit.core.specification import RunSpec
 
 MakeRun = Callable[..., RunSpec]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Train as the app does; more threads than cores make tiny models slow."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
