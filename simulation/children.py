@@ -27,11 +27,14 @@ PATIENCE_S = 10.0  # after SIGTERM; then SIGKILL
 LOG_TAIL_LINES = 12
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_COMMAND = (
-    "import ctypes, signal; "
-    f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(signal.SIGTERM)); "
-    "from tacit.cli.main import main; main()"
-)
+_COMMAND = f"""
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(signal.SIGTERM))
+if os.getppid() != int(sys.argv.pop(1)):
+    sys.exit("the demo is gone already")
+from tacit.cli.main import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,37 @@ class Child:
     log: Path
 
 
+class Interruption:
+    """Whether somebody asked the demo to end.
+
+    The handler raises, and remembers: an exception that a signal handler raises is lost when it
+    strikes inside a callback of some library.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def handle(self, _number: int, _frame: FrameType | None) -> None:
+        """Act as the handler of a signal."""
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def verify_none(self) -> None:
+        """Check that nobody asked.
+
+        Raises:
+            KeyboardInterrupt: somebody did, and it was lost.
+        """
+        if self._asked:
+            raise KeyboardInterrupt
+
+
 class Children:
     """All processes of one demo; leaving the context ends them."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], interruption: Interruption) -> None:
         self._environment = dict(environment)
+        self._interruption = interruption
         self._children: list[Child] = []
 
     def __enter__(self) -> Self:
@@ -65,13 +94,17 @@ class Children:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.end()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)  # impatience comes later
+        try:
+            self.end()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def start(self, name: str, arguments: Sequence[str], log: Path) -> Child:
         """Start `tacit ARGUMENTS`."""
         with log.open("ab") as output:
             process = subprocess.Popen(  # ended by end(), on every path
-                [sys.executable, "-c", _COMMAND, *arguments],
+                [sys.executable, "-c", _COMMAND, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -83,11 +116,13 @@ class Children:
         return child
 
     def verify_alive(self) -> None:
-        """Check that every child is still there.
+        """Check that every child is still there, and that nobody asked the demo to end.
 
         Raises:
             UnavailableError: one has ended; the message holds the end of its log.
+            KeyboardInterrupt: somebody did.
         """
+        self._interruption.verify_none()
         for child in self._children:
             if child.process.poll() is not None:
                 tail = child.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
@@ -130,21 +165,19 @@ class Children:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt meanwhile, so that clean-up runs."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
+def interruptible() -> Iterator[Interruption]:
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt meanwhile, so that clean-up runs."""
+    interruption = Interruption()
+    before = {number: signal.signal(number, interruption.handle) for number in _ENDINGS}
     try:
-        yield
+        yield interruption
+        interruption.verify_none()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

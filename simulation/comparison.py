@@ -185,6 +185,7 @@ def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> Non
 
         mpl.use("Agg")  # no display
         from matplotlib import pyplot as plt  # noqa: PLC0415
+        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
     except ImportError as error:
         raise UnavailableError(
             "E-EXTRA-MISSING",
@@ -202,6 +203,7 @@ def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> Non
         named = named or row.kind == "alone"
         axes.axhline(row.overall.accuracy, color=colour, linestyle=line, lw=1.2, label=label)
     axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("accuracy on all held-out records")
     axes.set_title(_title(specification, comparison), fontsize=10)
     axes.legend(loc="lower right", fontsize=8)

@@ -107,9 +107,9 @@ def run_demo(out: Path, *, say: Say, watch: Watch) -> DemoRun:
         raise UsageError("E-DEMO-FOLDER", f"expected a new or empty folder, got {out}")
     make_private_folder(out)
     began = time.monotonic()
-    with interruptible(), _homes(out) as homes:
+    with interruptible() as interruption, _homes(out) as homes:
         environment = {"TACIT_OPERATOR_HOME": str(homes / "operator")}
-        with Children(environment) as children:
+        with Children(environment, interruption) as children:
             folder = _federate(children, homes, out, say, watch)
     return DemoRun(
         folder=folder,
