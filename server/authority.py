@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tacit.core.errors import RefusedError, TrustError, UnavailableError, UsageError
+from tacit.core.errors import RefusedError, TrustError, UsageError
 from tacit.core.identity import (
     Authority,
     MemberIdentity,
@@ -432,12 +432,3 @@ def _enrolled(der: bytes) -> Enrolled:
     identity = identity_of(der)
     node_id = identity.node_id if identity.role is Role.CLIENT else 0
     return Enrolled(certificate_der=der, name=identity.name, role=identity.role, node_id=node_id)
-
-
-def server_unavailable(what: str) -> UnavailableError:
-    """Return the error for a verb that needs the daemon."""
-    return UnavailableError(
-        "E-SERVER-STOPPED",
-        f"expected the server daemon to run: {what}",
-        hint="Start it with `tacit server start`.",
-    )

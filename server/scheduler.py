@@ -1,9 +1,8 @@
-"""Which runs run: the queue, the owners' decisions, and the run workers.
+"""Which runs run: the queue, the owners' decisions, and the places to run.
 
 A run is offered to every connected client as soon as it is submitted. It starts, in the order of
-submission, when enough owners have approved and are connected and a place is free. Its worker is
-started again from the last checkpoint when it dies: at most ``MAX_RESTARTS`` times between two
-checkpoints, then the run has failed. After a restart of the daemon, runs that were running go on.
+submission, when enough owners have approved and are connected and a place is free. What drives a
+running run is ``server/driver.py``. After a restart of the daemon, what was running goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tacit.core.events import EventKind, event_line
 from tacit.core.files import write_atomic
 from tacit.core.results import result_schema
 from tacit.core.specification import RunSpec
-from tacit.protos import fleet_pb2, pipe_pb2
+from tacit.protos import fleet_pb2
 from tacit.server.catalogue import (
     NodeVerdict,
     RunRecord,
@@ -38,9 +37,12 @@ from tacit.server.catalogue import (
     find_run,
     list_runs,
 )
+from tacit.server.driver import ActiveRun, RunDriver
+from tacit.server.grid_desk import GridDesk
 from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
-from tacit.server.run_worker import WORKER_COMMAND, RunWorker, WorkerEnd, WorkerTask
+from tacit.server.reply_desk import ReplyDesk
+from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.spool import Space, Spool
 
 if TYPE_CHECKING:
@@ -52,27 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tacit.server.scheduler")
 
-MAX_RESTARTS = 3
-_PAUSE_S = 5.0  # before asking a full disk again
-_PAUSES = ("E-DISK-FULL", "E-STORE")
 _RECENT_RUNS = 50  # ended runs that a node hears of when it comes back
-
-
-@dataclass
-class ActiveRun:
-    """A run that has not ended."""
-
-    record: RunRecord
-    specification: RunSpec
-    folder: RunFolder
-    journal: RunJournal
-    decisions: dict[int, NodeVerdict]
-    status: RunStatus
-    reason: str = ""
-    started_at_s: float = 0.0
-    task: asyncio.Task[None] | None = None
-    restarts: int = 0
-    restarted_at_round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +103,6 @@ class Scheduler:
         self._stopping = False
         sessions.listen(self._session_changed)
 
-    # -- life ---------------------------------------------------------------------------------
-
     def load(self) -> None:
         """Take up the runs that have not ended, and check their payloads."""
         for record in list_runs(self._store):
@@ -162,8 +142,6 @@ class Scheduler:
         """Start nothing new: no run, and no message of a running one."""
         self.draining.set()
         self._sessions.drain()
-
-    # -- operators ----------------------------------------------------------------------------
 
     def submit(self, submission: Submission) -> str:
         """Store and queue a run; return its id.
@@ -264,10 +242,8 @@ class Scheduler:
         if feed is not None:
             feed.changed.set()
 
-    # -- nodes --------------------------------------------------------------------------------
-
-    def journal(self, run_id: str) -> RunJournal:
-        """Return the journal of a run that goes on.
+    def reply_desk(self, run_id: str) -> ReplyDesk:
+        """Return where nodes hand in what a run that goes on asked of them.
 
         Raises:
             ProtocolError: there is none (E-MESSAGE-CLOSED): whatever is sent for it is not wanted.
@@ -275,7 +251,7 @@ class Scheduler:
         run = self._active.get(run_id)
         if run is None:
             raise ProtocolError("E-MESSAGE-CLOSED", f"expected a run that goes on, {run_id[:20]!r}")
-        return run.journal
+        return run.replies
 
     def greetings(self, node_id: int) -> list[fleet_pb2.Task]:
         """Return what a node has to hear when its Watch stream opens."""
@@ -337,8 +313,6 @@ class Scheduler:
         run = self._active.get(run_id)
         return decisions_of(self._store, run_id) if run is None else dict(run.decisions)
 
-    # -- inside -------------------------------------------------------------------------------
-
     def consider(self) -> None:
         """Start the runs that may start, in the order of submission."""
         if self._stopping:
@@ -373,67 +347,15 @@ class Scheduler:
         run.task = asyncio.get_running_loop().create_task(self._drive(run))
 
     async def _drive(self, run: ActiveRun) -> None:
-        """Keep a worker running until the run has ended."""
-        while True:
-            run.journal.worker_starts()
-            point = run.journal.checkpointed
-            task = WorkerTask(
-                run_id=run.record.run_id,
-                folder=run.folder.path,
-                spool=run.journal.spool.folder,
-                checkpoint=point.name,
-                log_form=self._config.log_form,
-            )
-            worker = RunWorker(
-                task, lambda request: self._answer(run, request), command=self._command
-            )
-            try:
-                end = await worker.run()
-            except OSError as error:
-                end = WorkerEnd(done=False, failure=str(error))
-            if end.done and end.code not in _PAUSES:
-                break
-            if run.journal.checkpointed.round > run.restarted_at_round:
-                run.restarts = 0
-            run.restarts += 1
-            run.restarted_at_round = run.journal.checkpointed.round
-            log.warning(
-                "run worker died",
-                extra={"fields": {"run": run.record.run_id, "restarts": run.restarts}},
-            )
-            if run.restarts > MAX_RESTARTS:
-                end = WorkerEnd(
-                    done=True,
-                    failure=end.failure if end.done else "the run's worker died again and again",
-                    code=end.code or "E-RUN-WORKER-DIED",
-                )
-                break
-            if end.done:
-                await asyncio.sleep(_PAUSE_S)
-            run.journal.note(
-                EventKind.REPLAYED, {"round": run.journal.checkpointed.round, "messages": 0}
-            )
+        driver = RunDriver(
+            run, draining=self.draining, log_form=self._config.log_form, command=self._command
+        )
+        end = await driver.drive()
         run.task = None
         if end.code:
             self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code)
         else:
             self._end(run, RunStatus.FINISHED)
-
-    async def _answer(self, run: ActiveRun, request: pipe_pb2.GridRequest) -> pipe_pb2.GridReply:
-        """Answer the worker; a full disk makes the run wait instead of failing."""
-        while self.draining.is_set() and run.journal.opens_messages(request):
-            await asyncio.Event().wait()  # until the worker is ended: nothing new begins here
-        while True:
-            try:
-                return await run.journal.answer(request)
-            except UnavailableError as error:
-                if error.code not in _PAUSES:
-                    raise
-                log.error(  # noqa: TRY400 - the message says it all
-                    "run waits", extra={"fields": {"run": run.record.run_id, "code": error.code}}
-                )
-                run.reason = error.code
-                await asyncio.sleep(_PAUSE_S)
 
     def _end(self, run: ActiveRun, status: RunStatus, *, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
         kind, details = _ending(run, status, reason, self._around.now(), fields)
@@ -473,7 +395,6 @@ class Scheduler:
         journal = RunJournal(
             record.run_id,
             quorum=specification.participation.min_clients,
-            schema=result_schema(specification),
             spool=Spool(folder.path / "spool", self.space),
             surroundings=self._around,
         )
@@ -482,6 +403,8 @@ class Scheduler:
             specification=specification,
             folder=folder,
             journal=journal,
+            replies=ReplyDesk(journal, result_schema(specification)),
+            grid=GridDesk(journal),
             decisions=decisions_of(self._store, record.run_id),
             status=record.status,
             started_at_s=record.started_at_s,

@@ -226,9 +226,15 @@ class Spool:
             if path.name != keep:
                 self.remove(path.name)
 
-    def finish(self, key: str, name: str, *, durable: bool) -> None:
-        """Give a complete, verified payload its final name."""
-        staged = self._staged.pop(key)
+    def finish(self, key: str, staged: Staged, name: str, *, durable: bool) -> None:
+        """Give a complete, verified payload its final name.
+
+        Raises:
+            ProtocolError: another payload has taken its place meanwhile (E-UPLOAD-SUPERSEDED).
+        """
+        if self._staged.get(key) is not staged:
+            raise ProtocolError("E-UPLOAD-SUPERSEDED", "another payload was sent meanwhile")
+        del self._staged[key]
         staged.close(durable=durable)
         staged.path.replace(self.path(name))
         if durable:

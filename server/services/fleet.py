@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tacit.protos.frames import DecodedFrame
     from tacit.server.authority import Membership
     from tacit.server.configuration import ServerConfig
-    from tacit.server.journal import RunJournal
+    from tacit.server.reply_desk import ReplyDesk
     from tacit.server.scheduler import Scheduler
     from tacit.server.sessions import Sessions
     from tacit.server.spool import Staged
@@ -131,8 +131,8 @@ class FleetService:
 
     async def Fetch(self, request: fleet_pb2.FetchRequest, context: Context) -> None:  # noqa: N802
         """Send an instruction: its head, then its payload from the offset on."""
-        journal = self._scheduler.journal(request.run_id)
-        head, path = journal.fetch(caller().node_id, request.message_id)
+        desk = self._scheduler.reply_desk(request.run_id)
+        head, path = desk.fetch(caller().node_id, request.message_id)
         if request.offset > head.manifest.payload_bytes:
             raise ProtocolError("E-FRAME-OFFSET", "expected an offset within the payload")
         if path is not None and not path.is_file():
@@ -152,15 +152,15 @@ class FleetService:
             raise ProtocolError("E-FRAME-ORDER", "expected the head of a reply first")
         head = first.reply
         node_id = caller().node_id
-        journal = self._scheduler.journal(head.run_id)
-        step = journal.begin_reply(node_id, head)
+        desk = self._scheduler.reply_desk(head.run_id)
+        step = desk.begin_reply(node_id, head)
         if isinstance(step, fleet_pb2.Receipt):
             return step
         self.uploads += 1
         try:
             async with self._places:
                 await self._receive(frames, step)
-            return await journal.commit_reply(node_id, head, step)
+            return await desk.commit_reply(node_id, head, step)
         finally:
             self.uploads -= 1
 
@@ -169,10 +169,10 @@ class FleetService:
     ) -> fleet_pb2.SubmitStatusReply:
         """Say whether a reply is wanted, and from where on."""
         try:
-            journal: RunJournal = self._scheduler.journal(request.run_id)
+            desk: ReplyDesk = self._scheduler.reply_desk(request.run_id)
         except ProtocolError:
             return fleet_pb2.SubmitStatusReply(state=fleet_pb2.SubmitStatusReply.CLOSED)
-        return journal.submit_status(caller().node_id, request.message_id)
+        return desk.submit_status(caller().node_id, request.message_id)
 
     async def Leave(  # noqa: N802
         self, _request: fleet_pb2.LeaveRequest, _context: Context
