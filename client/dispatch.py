@@ -127,13 +127,14 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_offer(self, offer: fleet_pb2.RunOffer) -> None:
-        running = self._offers.get(offer.run_id)
-        if running is not None and not running.done():
-            return
-        task = asyncio.create_task(self._judge(offer))
+        earlier = self._offers.get(offer.run_id)
+        task = asyncio.create_task(self._judge(offer, earlier))
         self._offers[offer.run_id] = task
+        task.add_done_callback(_log_bug)
 
-    async def _judge(self, offer: fleet_pb2.RunOffer) -> None:
+    async def _judge(self, offer: fleet_pb2.RunOffer, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
         try:
             judgement = await self._in_thread(
                 self._node.offer, offer.run_id, offer.specification, offer.specification_sha256

@@ -93,9 +93,14 @@ def manifest_of(
 
 
 def instruction(
-    spec: RunSpec, number: int = 1, *, message_type: str = "train", attempt: int = 0
+    spec: RunSpec,
+    number: int = 1,
+    *,
+    message_type: str = "train",
+    attempt: int = 0,
+    model: Mapping[str, np.ndarray[Any, Any]] = MODEL,
 ) -> tuple[fleet_pb2.InstructionHead, BufferPayload]:
-    manifest, payload = manifest_of(MODEL)
+    manifest, payload = manifest_of(model)
     head = fleet_pb2.InstructionHead(
         run_id=RUN,
         message_id=f"{RUN}.{number:06d}",
