@@ -222,6 +222,8 @@ class Spool:
         staged = self._staged.pop(key, None)
         if staged is not None:
             staged.close()
+            if staged.path.name != keep:
+                self.remove(staged.path.name)
         for path in list(self._parts(key)):
             if path.name != keep:
                 self.remove(path.name)
