@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def measure_floor(
-    parameters: int, *, clients: int, rounds: int, folder: Path, progress: Callable[[str], None]
+    *, parameters: int, clients: int, rounds: int, folder: Path, progress: Callable[[str], None]
 ) -> Result:
     """Return the best of some rounds, after one warm-up."""
     size = 4 * parameters

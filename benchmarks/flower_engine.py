@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 from benchmarks import noop_app
 from benchmarks.measure import Sampler
 from benchmarks.processes import BenchmarkError, Crew, free_ports, wait_for_port
-from benchmarks.results import SERVER, Result, result_of, verify_rounds, wait_for_rounds
+from benchmarks.results import (
+    SERVER,
+    Result,
+    read_report,
+    result_of,
+    verify_rounds,
+    wait_for_rounds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +96,11 @@ def measure_flower(run: FlowerRun, *, folder: Path, progress: Callable[[str], No
         with Sampler(crew.pids) as sampler:
             _submit(folder / "app", environ)
             lines = wait_for_rounds(
-                report, run.rounds + 1, crew, timeout_s=run.timeout_s, progress=progress
+                lambda: read_report(report),
+                run.rounds + 1,
+                crew,
+                timeout_s=run.timeout_s,
+                progress=progress,
             )
     verify_rounds(lines, clients=run.clients)
     return result_of("flower", run.parameters, lines, traces=sampler.traces, began=began)

@@ -36,6 +36,7 @@ class Crew:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._may_end: set[str] = set()
         self._before: set[tuple[int, int]] = set()
         self._before = self._descendants()
 
@@ -50,8 +51,13 @@ class Crew:
         """Return the started processes by name."""
         return {name: process.pid for name, process in self._started.items()}
 
-    def start(self, name: str, command: list[str], *, environ: dict[str, str]) -> int:
-        """Start a process that writes to NAME.log in the folder; return its id."""
+    def start(
+        self, name: str, command: list[str], *, environ: dict[str, str], may_end: bool = False
+    ) -> int:
+        """Start a process that writes to NAME.log in the folder; return its id.
+
+        ``may_end``: its end with status 0 is no failure.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -63,12 +69,15 @@ class Crew:
                 start_new_session=True,
             )
         self._started[name] = process
+        if may_end:
+            self._may_end.add(name)
         return process.pid
 
     def check(self) -> None:
         """Raise when a process has ended that should be running."""
         for name, process in self._started.items():
-            if process.poll() is not None:
+            status = process.poll()
+            if status is not None and (status != 0 or name not in self._may_end):
                 raise BenchmarkError(f"{name} ended with {process.returncode}:\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 30) -> str:

@@ -61,7 +61,7 @@ def read_report(path: Path) -> list[dict[str, float]]:
 
 
 def wait_for_rounds(
-    report: Path,
+    read: Callable[[], list[dict[str, float]]],
     rounds: int,
     crew: Crew,
     *,
@@ -69,13 +69,14 @@ def wait_for_rounds(
     progress: Callable[[str], None],
     failed: Callable[[], str] = str,
 ) -> list[dict[str, float]]:
-    """Wait until a report has all its rounds; raise when a process ends or time is up.
+    """Wait until all rounds are there; raise when a process ends or time is up.
 
-    ``failed`` returns why the run cannot end any more, or an empty string.
+    ``read`` returns the rounds that are over, with their times; ``failed`` returns why the run
+    cannot end any more, or an empty string.
     """
     deadline, shown = time.monotonic() + timeout_s, 0
     while time.monotonic() < deadline:
-        lines = read_report(report)
+        lines = read()
         for line in lines[shown:]:
             progress(f"round {line['round']:.0f}/{rounds}: {line['ended'] - line['started']:.3f} s")
         shown = len(lines)

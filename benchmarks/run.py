@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 CLIENTS = 4
 SIZES_M = (0.1, 1.0, 10.0, 50.0)
 JOURNALS = ("kill", "power")
-ENGINES = ("floor", "tacit", "flower")
+ENGINES = ("floor", "tacit", "tacit-app", "flower")
 MAX_PARAMETERS = 500_000_000  # 2 GB a model, eight and more of them in memory and on disk
 ROUND_LIMIT_S = 240.0  # per round, for all engines: a benchmark ends
 
@@ -81,51 +82,40 @@ def parse_arguments(arguments: list[str]) -> Plan:
     )
 
 
-def measurements(plan: Plan) -> Iterator[tuple[str, Callable[[Path], Result]]]:
-    """Yield each measurement's name and the call that makes it in an empty folder."""
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One engine at one size: its name, and the call that measures it in an empty folder."""
+
+    name: str
+    call: Callable[..., Result]
+
+    def make(self, folder: Path) -> Result:
+        """Measure."""
+        return self.call(folder=folder, progress=progress_of(self.name))
+
+
+def measurements(plan: Plan) -> Iterator[Measurement]:
+    """Yield what to measure, size by size, so that the engines are compared close in time."""
+    timeout_s = ROUND_LIMIT_S * (plan.rounds + 1)
     for size in plan.sizes:
+        shown = f"{size / 1e6:g} M"
+        common = {"parameters": size, "rounds": plan.rounds, "clients": CLIENTS}
         if "floor" in plan.engines:
-            name = f"floor {size / 1e6:g} M"
-            yield (
-                name,
-                lambda folder, size=size, name=name: measure_floor(
-                    size,
-                    clients=CLIENTS,
-                    rounds=plan.rounds,
-                    folder=folder,
-                    progress=progress_of(name),
-                ),
-            )
-        if "tacit" in plan.engines:
-            for journal in plan.journals:
-                name = f"tacit ({journal}) {size / 1e6:g} M"
-                tacit = TacitRun(
-                    parameters=size,
-                    rounds=plan.rounds,
-                    clients=CLIENTS,
-                    journal=journal,
-                    timeout_s=ROUND_LIMIT_S * (plan.rounds + 1),
-                )
-                yield (
-                    name,
-                    lambda folder, tacit=tacit, name=name: measure_tacit(
-                        tacit, folder=folder, progress=progress_of(name)
-                    ),
-                )
+            yield Measurement(name=f"floor {shown}", call=partial(measure_floor, **common))
+        for side, journal in tacit_kinds(plan):
+            run = TacitRun(**common, journal=journal, timeout_s=timeout_s, side=side)
+            yield Measurement(name=f"{run.name} {shown}", call=partial(measure_tacit, run))
         if "flower" in plan.engines:
-            name = f"flower {size / 1e6:g} M"
-            flower = FlowerRun(
-                parameters=size,
-                rounds=plan.rounds,
-                clients=CLIENTS,
-                timeout_s=ROUND_LIMIT_S * (plan.rounds + 1),
-            )
-            yield (
-                name,
-                lambda folder, flower=flower, name=name: measure_flower(
-                    flower, folder=folder, progress=progress_of(name)
-                ),
-            )
+            flower = FlowerRun(**common, timeout_s=timeout_s)
+            yield Measurement(name=f"flower {shown}", call=partial(measure_flower, flower))
+
+
+def tacit_kinds(plan: Plan) -> list[tuple[str, str]]:
+    """Return the (side, journal) pairs to measure; the ServerApp under the default journal only."""
+    kinds = [("strategy", journal) for journal in plan.journals if "tacit" in plan.engines]
+    if "tacit-app" in plan.engines:
+        kinds.append(("app", plan.journals[0]))
+    return kinds
 
 
 def progress_of(name: str) -> Callable[[str], None]:
@@ -141,10 +131,10 @@ def progress_of(name: str) -> Callable[[str], None]:
 def measure_all(plan: Plan, root: Path) -> list[Result]:
     """Make the measurements one after the other; each leaves its folder before the next begins."""
     results = []
-    for index, (name, measure) in enumerate(measurements(plan)):
-        folder = root / f"{index:02d}-{name.replace(' ', '-').replace('(', '').replace(')', '')}"
+    for index, measurement in enumerate(measurements(plan)):
+        folder = root / f"{index:02d}-{measurement.name.replace(', ', '-').replace(' ', '-')}"
         folder.mkdir()
-        results.append(measure(folder))
+        results.append(measurement.make(folder))
         if plan.keep is None:
             shutil.rmtree(folder)  # the disk never holds two of them
     return results

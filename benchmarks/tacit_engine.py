@@ -4,6 +4,11 @@ A server is initialised, four clients are invited and join, and a run of the no-
 mutual TLS on everything but enrolment, the journal on, every app in its own confined worker. The
 app is installed by a folder on PYTHONPATH, and each owner's policy names it; nothing is switched
 off, and nothing is patched.
+
+The server's side is one of two. ``strategy``: FedAvg by name, as runs usually have it; a round then
+lasts from its first event to its last, with the weights written, the manifest brought up to date
+and the checkpoint taken. ``app``: the very ServerApp that Flower's engine runs, which times itself;
+a foreign ServerApp has no checkpoints, so all its replies stay in the journal until the run ends.
 """
 
 from __future__ import annotations
@@ -15,12 +20,23 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
 
 from benchmarks import noop_app
 from benchmarks.measure import Sampler
 from benchmarks.processes import BenchmarkError, Crew, free_ports, wait_for_port
-from benchmarks.results import SERVER, Result, result_of, verify_rounds, wait_for_rounds
+from benchmarks.results import (
+    SERVER,
+    Result,
+    read_report,
+    result_of,
+    verify_rounds,
+    wait_for_rounds,
+)
+from tacit.core.artifacts import RunFolder, load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +63,7 @@ approve = "rule"
 [policy.apps."noop_app:client_app"]
 """
 
-RUN_TOML = """\
-name = "no-op"
-
-[app]
-client = "noop_app:client_app"
+SERVER_APP = """\
 server = "noop_app:server_app"
 
 [app.config]
@@ -59,6 +71,14 @@ parameters = {parameters}
 rounds = {rounds}
 clients = {clients}
 report = "{report}"
+"""
+
+RUN_TOML = """\
+name = "no-op"
+{initial}
+[app]
+client = "noop_app:client_app"
+{server_app}
 
 [privacy]
 mode = "none"
@@ -82,6 +102,7 @@ class TacitRun:
 
     Attributes:
         journal: ``kill`` or ``power``: what a receipt survives, at the server and at the clients.
+        side: ``strategy`` or ``app``, see the module's docstring.
     """
 
     parameters: int
@@ -89,6 +110,12 @@ class TacitRun:
     clients: int
     journal: str
     timeout_s: float
+    side: str = "strategy"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"tacit {self.journal}" + (", ServerApp" if self.side == "app" else "")
 
 
 def measure_tacit(run: TacitRun, *, folder: Path, progress: Callable[[str], None]) -> Result:
@@ -98,26 +125,28 @@ def measure_tacit(run: TacitRun, *, folder: Path, progress: Callable[[str], None
     apps.mkdir()
     shutil.copy(noop_app.__file__, apps / "noop_app.py")
     base = _environment(folder, apps)
-    listen, enrolment = free_ports(2)
     began = time.monotonic()
     with Crew(folder) as crew:
-        _start_server(run, crew, base, ports=(listen, enrolment))
+        _start_server(run, crew, base)
         for index in range(run.clients):
             _start_client(run, crew, base, index=index)
         progress("the server and all clients are up")
         with Sampler(crew.pids) as sampler:
             run_id = _submit(run, folder, base, report)
+            watch = RunWatch(run_id, crew, base)
             lines = wait_for_rounds(
-                report,
+                watch.rounds if run.side == "strategy" else lambda: read_report(report),
                 run.rounds + 1,
                 crew,
                 timeout_s=run.timeout_s,
                 progress=progress,
-                failed=_failure_watch(run_id, base),
+                failed=watch.failed,
             )
+        if run.side == "strategy":
+            watch.wait_for_end(timeout_s=run.timeout_s)
+            lines = judged(lines, RunFolder(folder / "server" / "runs" / run_id))
     verify_rounds(lines, clients=run.clients)
-    name = f"tacit {run.journal}"
-    return result_of(name, run.parameters, lines, traces=sampler.traces, began=began)
+    return result_of(run.name, run.parameters, lines, traces=sampler.traces, began=began)
 
 
 def _environment(folder: Path, apps: Path) -> dict[str, str]:
@@ -131,9 +160,8 @@ def _environment(folder: Path, apps: Path) -> dict[str, str]:
     }
 
 
-def _start_server(
-    run: TacitRun, crew: Crew, environ: dict[str, str], *, ports: tuple[int, int]
-) -> None:
+def _start_server(run: TacitRun, crew: Crew, environ: dict[str, str]) -> None:
+    ports = free_ports(2)
     listen, enrolment = (f"127.0.0.1:{port}" for port in ports)
     addresses = ["--listen", listen, "--enrolment-listen", enrolment]
     _verb(["server", "init", "--name", "127.0.0.1", *addresses], environ)
@@ -156,30 +184,23 @@ def _start_client(run: TacitRun, crew: Crew, environ: dict[str, str], *, index: 
 
 
 def _submit(run: TacitRun, folder: Path, environ: dict[str, str], report: Path) -> str:
-    path = folder / "run.toml"
+    rounds, initial, server_app = run.rounds + 1, "", ""
+    if run.side == "app":
+        server_app = SERVER_APP.format(
+            parameters=run.parameters, rounds=rounds, clients=run.clients, report=report
+        )
+    else:
+        arrays = noop_app.initial_arrays(run.parameters)
+        plain = {name: array.numpy() for name, array in arrays.items()}
+        save_arrays(folder / "initial.safetensors", plain)
+        initial = 'initial = "initial.safetensors"\n'
     text = RUN_TOML.format(
-        parameters=run.parameters, rounds=run.rounds + 1, clients=run.clients, report=report
+        initial=initial, server_app=server_app, rounds=rounds, clients=run.clients
     )
+    path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
     answer = _verb(["run", "submit", str(path), "--json"], environ)
     return str(json.loads(answer)["run_id"])
-
-
-def _failure_watch(run_id: str, environ: dict[str, str]) -> Callable[[], str]:
-    """Return a function that asks now and then whether the run has failed, and why."""
-    asked = time.monotonic()
-
-    def failed() -> str:
-        nonlocal asked
-        if time.monotonic() - asked < 5:
-            return ""
-        asked = time.monotonic()
-        shown = json.loads(_verb(["run", "show", run_id, "--json"], environ))
-        if shown["status"] in ("failed", "stopped"):
-            return f"the run ended as {shown['status']}: {shown.get('reason', '')}"
-        return ""
-
-    return failed
 
 
 def _program() -> str:
@@ -200,3 +221,79 @@ def _verb(arguments: list[str], environ: dict[str, str]) -> str:
         shown = " ".join(arguments[:2])
         raise BenchmarkError(f"tacit {shown} ended with {done.returncode}: {done.stderr}")
     return done.stdout
+
+
+class RunWatch:
+    """What ``tacit run watch --json`` has told so far."""
+
+    def __init__(self, run_id: str, crew: Crew, environ: dict[str, str]) -> None:
+        self._crew = crew
+        self._path = crew.folder / "watch.log"
+        self._offset_s = time.time() - time.monotonic()
+        command = [_program(), "run", "watch", run_id, "--json"]
+        crew.start("watch", command, environ=environ, may_end=True)
+
+    def rounds(self) -> list[dict[str, float]]:
+        """Return the rounds that have ended, with times of CLOCK_MONOTONIC."""
+        started: dict[int, float] = {}
+        lines = []
+        for event in self._events():
+            number, moment = event["fields"].get("round"), event["at_s"] - self._offset_s
+            if event["kind"] == "round_started":
+                started.setdefault(number, moment)
+            elif event["kind"] == "round_finished":
+                lines.append({"round": number, "started": started[number], "ended": moment})
+        return lines
+
+    def failed(self) -> str:
+        """Return why the run cannot end well any more, or an empty string."""
+        for event in self._events():
+            if event["kind"] in ("run_failed", "run_stopped"):
+                return f"{event['kind']}: {event['fields']}"
+        return ""
+
+    def wait_for_end(self, *, timeout_s: float) -> None:
+        """Wait until the run has written its last file."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if any(event["kind"] == "run_finished" for event in self._events()):
+                return
+            self._crew.check()
+            time.sleep(0.1)
+        raise BenchmarkError(f"the run did not end in {timeout_s:.0f} s")
+
+    def _events(self) -> list[dict[str, Any]]:
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line[0] == "{" and line[-1] == "\n"]
+
+
+def judged(lines: list[dict[str, float]], folder: RunFolder) -> list[dict[str, float]]:
+    """Add to each round how many replies it folded, and how far its model is from the right one.
+
+    What is right follows from the cohorts: each node adds its own constant in each round. The
+    weights are those of the last round, so an error of any round shows in all.
+    """
+    manifest = json.loads(folder.manifest.read_bytes())
+    expected = _sample_of(folder.initial)
+    for entry in manifest["rounds"]:
+        expected = expected + _mean_delta(entry)
+    error = float(np.abs(_sample_of(folder.model) - expected).max())
+    by_round = {entry["round"]: entry for entry in manifest["rounds"]}
+    result = []
+    for line in lines:
+        entry = by_round[line["round"]]
+        answered = set(entry["cohort"]) - {int(node) for node in entry["failed"]}
+        off = abs(entry["metrics"]["delta"] - _mean_delta(entry))
+        facts = {"replies": len(answered), "distinct": len(answered), "error": max(error, off)}
+        result.append({**line, **facts})
+    return result
+
+
+def _mean_delta(entry: dict[str, Any]) -> float:
+    nodes = set(entry["cohort"]) - {int(node) for node in entry["failed"]}
+    return float(np.mean([noop_app.delta_of(node, entry["round"]) for node in nodes]))
+
+
+def _sample_of(path: Path) -> np.ndarray:
+    record = ArrayRecord({name: Array(array) for name, array in load_arrays(path).items()})
+    return noop_app.sample_of(record)

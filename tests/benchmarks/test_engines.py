@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("floor", ["floor"]),
         ("tacit", ["tacit kill", "tacit power"]),
+        ("tacit-app", ["tacit kill, ServerApp"]),
         ("flower", ["flower"]),
     ],
 )
