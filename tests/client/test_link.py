@@ -104,7 +104,7 @@ def test_run_is_decided_answered_and_forgotten(tmp_path: Path) -> None:
                 assert received.head.manifest.payload_bytes == len(REPLY)
                 fleet.closed(head)
                 await scene.until_forgotten(head)
-                assert list((tmp_path / "outbox").iterdir()) == []
+                await eventually(lambda: not list((tmp_path / "outbox").iterdir()))
 
     asyncio.run(scenario())
 

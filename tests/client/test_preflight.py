@@ -1,0 +1,245 @@
+"""`tacit client`: the check, the preparation of data, and the verbs with and without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tacit.cli.main import run
+from tacit.client.configuration import DataSet
+from tacit.client.local import ask_daemon
+from tacit.client.preflight import Finding, Grade, check_client
+from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob
+from tacit.client.renewal import is_due
+from tacit.core.errors import DataError, UnavailableError
+from tacit.core.specification import canonical_json
+from tacit.core.state import open_state
+from tests.client.fake_fleet import Domain, FakeFleet, eventually
+from tests.client.fakes import RUN, make_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+ROWS = "age,label\n" + "".join(f"{20 + n},{n % 2}\n" for n in range(40))
+CONFIG = '[data_sets.default]\npath = "data.csv"\nrecords = 100\n'
+RUN_TOML = """
+name = "heart"
+[data]
+classes = ["0", "1"]
+[data.columns.age]
+type = "number"
+range = [0, 100]
+[model]
+kind = "logistic"
+[training]
+learning_rate = 0.5
+[privacy]
+mode = "record-local"
+clip = 1.0
+epsilon = 1.0
+delta = 1e-3
+[participation]
+rounds = 2
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A client's home with data and configuration, not enrolled."""
+    folder = tmp_path / "client"
+    folder.mkdir(mode=0o700)
+    (folder / "client.toml").write_text(CONFIG)
+    (folder / "data.csv").write_text(ROWS)
+    return folder
+
+
+def check(home: Path, **arguments: Any) -> dict[str, Finding]:
+    async def collect() -> list[Finding]:
+        state = open_state(home, create=False)
+        return [finding async for finding in check_client(state, **arguments)]
+
+    return {finding.subject: finding for finding in asyncio.run(collect())}
+
+
+def job_of(home: Path, **changes: Any) -> PrepareJob:
+    data_set = DataSet(path=home / "data.csv", records=100, **changes)
+    folder = home / "prepared"
+    folder.mkdir(exist_ok=True)
+    return PrepareJob(
+        specification=canonical_json(make_spec()),
+        data_set=data_set,
+        folder=folder,
+        split_key=bytes(32),
+    )
+
+
+def test_preparation_leaves_data_and_split(home: Path) -> None:
+    """A process of its own leaves the two files that a run needs."""
+    job = job_of(home)
+    assert PrepareJob.parse(job.encode()) == job
+    Preparation().prepare(job)
+    assert (job.folder / PREPARED_NAME).stat().st_size > 0
+    split = json.loads((job.folder / SPLIT_NAME).read_text())
+    assert len(split["train"]) + len(split["validation"]) == 40
+
+
+def test_broken_data_are_named_by_row_never_by_value(home: Path) -> None:
+    """A violation comes back from the process with column and row number."""
+    (home / "data.csv").write_text(ROWS.replace("27,", "4711,"))
+    with pytest.raises(DataError) as caught:
+        Preparation().prepare(job_of(home))
+    text = " ".join((caught.value.message, *caught.value.problems))
+    assert "age" in text
+    assert "4711" not in text
+
+
+def test_subject_column_must_exist(home: Path) -> None:
+    """A subject column that the file lacks is said, not ignored."""
+    with pytest.raises(DataError) as caught:
+        Preparation().prepare(job_of(home, subject="patient"))
+    assert caught.value.code == "E-DATA-SUBJECT"
+
+
+def test_closed_preparation_starts_nothing(home: Path) -> None:
+    """A daemon that is about to stop prepares no more."""
+    preparation = Preparation()
+    preparation.close()
+    with pytest.raises(UnavailableError):
+        preparation.prepare(job_of(home))
+
+
+def test_check_says_what_is_missing_and_what_to_do(home: Path) -> None:
+    """Not enrolled, wrong path and a wrong column each have a line and a hint."""
+    (home / "run.toml").write_text(RUN_TOML.replace("columns.age", "columns.weight"))
+    found = check(home, run=home / "run.toml")
+    assert found["certificate"].grade is Grade.WRONG
+    assert "tacit client join" in found["certificate"].hint
+    assert "weight: missing" in found["contract of run.toml"].text
+    (home / "data.csv").unlink()
+    assert check(home)["data set default"].grade is Grade.WRONG
+
+
+def test_check_of_a_good_client_finds_nothing_wrong(home: Path) -> None:
+    """Everything that a run needs is looked at, the server included."""
+    (home / "run.toml").write_text(RUN_TOML)
+
+    async def scenario() -> list[Finding]:
+        async with Domain.create() as domain:
+            fleet = FakeFleet(make_spec())
+            _, port = await domain.serve(fleet)
+            domain.member(home / "identity", port)
+            state = open_state(home, create=False)
+            findings = check_client(state, run=home / "run.toml", now=time.time)
+            return [finding async for finding in findings]
+
+    findings = asyncio.run(scenario())
+    assert [f for f in findings if f.grade is Grade.WRONG] == []
+    clock = next(f for f in findings if f.subject == "clock")
+    assert clock.grade is Grade.WARNING  # the fake server lives in 1970
+    assert clock.hint
+
+
+def test_check_knows_an_ended_certificate(home: Path) -> None:
+    """A certificate is judged by the clock that is given."""
+
+    async def scenario() -> None:
+        Domain.create().member(home / "identity", 1)
+
+    asyncio.run(scenario())
+    later = (dt.datetime.now(dt.UTC) + dt.timedelta(days=30)).timestamp()
+    assert "ended" in check(home, now=lambda: later)["certificate"].text
+    assert "clock is behind" in check(home, now=lambda: 0.0)["certificate"].hint
+
+
+def test_certificate_is_renewed_in_its_last_third(home: Path) -> None:
+    """Renewal begins early enough for a server that is away for days."""
+    identity = Domain.create().member(home / "identity", 1).identity
+    life = identity.not_after - identity.not_before
+    assert not is_due(identity, identity.not_before + life / 2)
+    assert is_due(identity, identity.not_after - life / 4)
+
+
+def test_check_exits_with_the_code_of_configuration(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Something wrong is exit code 3, for scripts, and JSON has every finding."""
+    assert run(["client", "check", "--home", str(home), "--json"]) == 3
+    findings = json.loads(capsys.readouterr().out)
+    assert {"certificate", "isolation"} <= {finding["subject"] for finding in findings}
+
+
+def test_status_and_decisions_need_no_daemon(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped node shows its status, and says clearly that it knows no such run."""
+    Domain.create().member(home / "identity", 1)
+    assert run(["client", "status", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["connection"]["state"] == "stopped"
+    assert run(["client", "status", "--home", str(home)]) == 0
+    assert run(["client", "approve", RUN, "--home", str(home)]) == 2
+    assert "E-RUN-UNKNOWN" in capsys.readouterr().err
+
+
+def test_join_refuses_what_is_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mangled token is said to be one, and nothing is made."""
+    home = tmp_path / "new"
+    assert run(["client", "join", "tacit1_nonsense", "--home", str(home)]) != 0
+    assert "E-TOKEN" in capsys.readouterr().err
+    assert not home.exists()
+
+
+def start_daemon(home: Path, log: Path) -> subprocess.Popen[bytes]:
+    code = "from tacit.cli.main import main; main()"
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "client", "start", "--home", str(home)], stderr=output
+        )
+
+
+def test_daemon_decides_answers_its_verbs_and_stops_cleanly(home: Path) -> None:
+    """The real process: offers judged with real data, status over the socket, SIGTERM is exit 0."""
+    (home / "client.toml").write_text(CONFIG)
+    log = home / "daemon.log"
+
+    async def scenario() -> int:
+        async with Domain.create() as domain:
+            fleet = FakeFleet(make_spec())
+            _, port = await domain.serve(fleet)
+            domain.member(home / "identity", port)
+            state = open_state(home, create=False)
+            process = start_daemon(home, log)
+            try:
+                await fleet.until(lambda: fleet.joins)
+                fleet.offer()
+                await fleet.until(lambda: fleet.decisions)
+                assert fleet.decisions[0].code == "E-APPROVAL-PENDING"
+                status = await asyncio.to_thread(ask_daemon, state, "status")
+                assert status["connection"]["state"] == "connected"
+                assert status["runs"][0]["verdict"] == "pending"
+                answer = await asyncio.to_thread(ask_daemon, state, "approve", run_id=RUN)
+                assert answer["verdict"] == "approved"
+                await fleet.until(lambda: len(fleet.decisions) == 2)
+                assert (home / "runs" / RUN / SPLIT_NAME).exists()
+                denied = await asyncio.to_thread(ask_daemon, state, "deny", run_id=RUN)
+                assert denied["verdict"] == "denied"
+                process.send_signal(signal.SIGTERM)
+                await eventually(lambda: process.poll() is not None)
+            finally:
+                process.kill()
+                process.wait()
+            return process.returncode
+
+    code = asyncio.run(scenario())
+    assert code == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not (home / "control.sock").exists()
