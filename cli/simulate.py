@@ -33,6 +33,9 @@ DataOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="The run folder (default: runs/NAME-XXXXXXXX).")
 ]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="How many owners train at once, in processes.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -42,6 +45,7 @@ def command(
     clients: ClientsOption = None,
     data: DataOption = None,
     out: OutOption = None,
+    workers: WorkersOption = 1,
     json: JsonOption = False,
 ) -> None:
     """Try a run.toml in one process, before anybody else is asked.
@@ -53,14 +57,18 @@ def command(
     # torch, opacus and flwr: four seconds that no other verb pays
     from tacit.server.app import quiet_flower  # noqa: PLC0415
     from tacit.simulation.federation import simulate  # noqa: PLC0415
-    from tacit.simulation.owners import owner_sets, owners_in  # noqa: PLC0415
+    from tacit.simulation.owners import bare_owners, owner_sets, owners_in  # noqa: PLC0415
 
     configure_logging("simulate", level="WARNING")
     quiet_flower()
     specification = load_config(file, RunSpec).value
     folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
     seed = specification.training.seed if specification.training is not None else 0
-    owners = owners_in(data or file.parent, clients=clients, scratch=folder / "shares", seed=seed)
+    if specification.data is None:
+        owners = bare_owners(clients)
+    else:
+        scratch = folder / "shares"
+        owners = owners_in(data or file.parent, clients=clients, scratch=scratch, seed=seed)
     initial = file.parent / specification.initial if specification.initial else None
     with RoundProgress(specification.participation.rounds, quiet=json) as progress:
         done = simulate(
@@ -69,10 +77,12 @@ def command(
             folder,
             source_toml=file.read_text(),
             initial=initial,
+            workers=workers,
             watch=progress.show,
         )
     comparison = None
-    if specification.app is None:
+    training = specification.training
+    if training is not None and training.validation_fraction > 0:
         from tacit.simulation.comparison import compare  # noqa: PLC0415
 
         sets = {owner.name: owner_sets(specification, owner) for owner in owners}

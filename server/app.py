@@ -159,10 +159,7 @@ class StrategyRun:
         self._strategy: Strategy = build_strategy(self._run)
         if checkpoint.round_number:
             restore_state(self._run, self._strategy, checkpoint.arrays, checkpoint.numbers)
-        source = self._folder.initial
-        if checkpoint.round_number:
-            source = self._folder.round(checkpoint.round_number)
-        weights = load_arrays(source)
+        weights = load_arrays(self._weights_file(checkpoint.round_number))
         self._form = {name: (array.dtype, array.shape) for name, array in weights.items()}
         self._model_bytes = sum(array.nbytes for array in weights.values())
         self._arrays = array_record(weights)
@@ -178,7 +175,7 @@ class StrategyRun:
             if every and number % every == 0:
                 entry = replace(entry, evaluation=self._evaluate(number))
             self._commit(number, entry)
-        last = self._folder.round(self._run.participation.rounds)
+        last = self._weights_file(self._run.participation.rounds)
         save_arrays(self._folder.model, load_arrays(last))
         self._manifest.finish()
         self._forget_rounds()
@@ -301,6 +298,14 @@ class StrategyRun:
             next_sequence=checkpoint.next_sequence,
             name=path.name,
         )
+
+    def _weights_file(self, number: int) -> Path:
+        """Return the file of the weights after a round; the last round's may be gone by now."""
+        if number == 0:
+            return self._folder.initial
+        path = self._folder.round(number)
+        finished = number == self._run.participation.rounds and self._folder.model.exists()
+        return self._folder.model if finished and not path.exists() else path
 
     def _checkpoint_path(self, number: int) -> Path:
         return self._folder.path / "checkpoints" / checkpoint_name(number)

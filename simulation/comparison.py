@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tacit.core.artifacts import Arrays
     from tacit.learning.prepared import PreparedSets
 
+SHOWN_OWNERS = 6  # columns and rows for more would fit no terminal; the JSON file has them all
 FEDERATED, POOLED, TRIVIAL = "federated", "all data pooled", "trivial guess"
 
 
@@ -84,10 +85,16 @@ def compare(
         folder: the run folder, with its model and the rounds' weights.
 
     Raises:
-        UnavailableError: the run left no model.
+        UnavailableError: the run left no model, or nobody held out a record.
     """
     if not folder.model.exists():
         raise UnavailableError("E-NO-MODEL", f"expected the run's model at {folder.model}")
+    if not any(len(owner.validation) for owner in sets.values()):
+        raise UnavailableError(
+            "E-NO-VALIDATION",
+            "expected held-out records to compare models on, got none",
+            hint="raise training.validation_fraction",
+        )
     secret = os.urandom(32)
     private = specification.privacy.mode is not PrivacyMode.NONE
 
@@ -134,11 +141,11 @@ def standard_error(score: Score) -> float:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return the table for a terminal."""
+    """Return the table for a terminal; of many owners it shows the extremes."""
     from rich.table import Table  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
 
-    owners = list(comparison.rows[0].by_owner)
     sizes = comparison.rows[0].by_owner
+    owners = list(sizes) if len(sizes) <= SHOWN_OWNERS else []
     error = standard_error(comparison.row("federated").overall)
     table = Table(
         title="Accuracy on held-out records",
@@ -151,14 +158,26 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("loss", justify="right")
     for owner in owners:
         table.add_column(f"{owner} ({sizes[owner].examples})", justify="right")
-    for row in comparison.rows:
-        cells = [row.model]
+    for label, row in _shown_rows(comparison):
+        cells = [label]
         if comparison.delta is not None:
             cells.append("-" if row.epsilon is None else f"{row.epsilon:.2f}")
         cells += [f"{row.overall.accuracy:.3f}", f"{row.overall.loss:.3f}"]
         cells += [f"{row.by_owner[owner].accuracy:.3f}" for owner in owners]
         table.add_row(*cells, style="bold" if row.kind == "federated" else None)
     return table
+
+
+def _shown_rows(comparison: Comparison) -> list[tuple[str, Row]]:
+    """Return the rows of the table, with at most three of many owners who train alone."""
+    alone = [row for row in comparison.rows if row.kind == "alone"]
+    labels = {id(row): row.model for row in comparison.rows}
+    if len(alone) > SHOWN_OWNERS:
+        ranked = sorted(alone, key=lambda row: row.overall.accuracy)
+        places = {"worst": 0, "median": len(ranked) // 2, "best": -1}
+        picked = {id(ranked[place]): f"{word} owner alone" for word, place in places.items()}
+        labels = {id(row): row.model for row in comparison.rows if row.kind != "alone"} | picked
+    return [(labels[id(row)], row) for row in comparison.rows if id(row) in labels]
 
 
 def save_comparison(path: Path, specification: RunSpec, comparison: Comparison) -> None:
@@ -229,6 +248,7 @@ def _row(
         by_owner={
             owner: score_arrays(specification, arrays, parts.validation)
             for owner, parts in sets.items()
+            if len(parts.validation)
         },
     )
 
@@ -245,6 +265,7 @@ def _trivial_row(specification: RunSpec, sets: Mapping[str, PreparedSets]) -> Ro
         by_owner={
             name: trivial_score(training, owner.validation, classes=classes)
             for name, owner in sets.items()
+            if len(owner.validation)
         },
     )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from tacit.client.configuration import DataSet
 from tacit.core.artifacts import RunFolder, save_arrays
 from tacit.core.configuration import load_config
-from tacit.core.errors import AppError, UsageError
+from tacit.core.errors import AppError, TacitError, UsageError
 from tacit.core.events import Event, EventKind
 from tacit.core.files import make_private_folder, write_atomic
 from tacit.core.identity import parse_token
@@ -151,14 +151,15 @@ def _start_server(children: Children, homes: Path, logs: Path) -> StateDirectory
     )
     children.start("the server", ["server", "start", "--home", str(home)], logs / "server.log")
     state = open_state(home, create=False)
-    children.wait_until("the server to answer", lambda: _answers(state), timeout_s=START_TIMEOUT_S)
+    children.wait_until("the server to answer", lambda: answers(state), timeout_s=START_TIMEOUT_S)
     return state
 
 
-def _answers(state: StateDirectory) -> bool:
+def answers(state: StateDirectory) -> bool:
+    """Return whether a server's daemon is up."""
     if not state.socket.exists():
         return False
-    with open_local(state.socket) as client, contextlib.suppress(Exception):
+    with open_local(state.socket) as client, contextlib.suppress(TacitError):
         client.status(timeout_s=1.0)
         return True
     return False

@@ -12,8 +12,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Verdict, app_of
@@ -39,11 +41,12 @@ from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.server.app import RunTask, run_task
 from tacit.simulation.port import LocalPort
-from tacit.simulation.runner import InProcessRunner
+from tacit.simulation.runner import InProcessRunner, PooledRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tacit.client.runner import AppRunner
     from tacit.protos.fleet_pb2 import InstructionHead
     from tacit.simulation.owners import Owner
 
@@ -75,16 +78,18 @@ class _Journal:
     path: Path
     names: Mapping[int, str]
     watch: Watch
-    clock: Callable[[], float]
     sequence: int = field(default=0)
 
     def __call__(self, kind: str, fields: Mapping[str, object]) -> None:
         self.sequence += 1
         named = dict(fields)
+        member = str(named.get("member", ""))
+        if member.isdecimal():
+            named["member"] = self.names.get(int(member), member)
         cohort = named.get("cohort")
         if isinstance(cohort, list):
             named["cohort"] = [self.names.get(node, str(node)) for node in cohort]
-        event = Event(sequence=self.sequence, at_s=self.clock(), kind=EventKind(kind), fields=named)
+        event = Event(sequence=self.sequence, at_s=time.time(), kind=EventKind(kind), fields=named)
         with self.path.open("ab") as file:
             file.write(event_line(event))
         self.watch(event)
@@ -112,8 +117,8 @@ def simulate(
     *,
     source_toml: str = "",
     initial: Path | None = None,
+    workers: int = 1,
     watch: Watch = lambda _: None,
-    clock: Callable[[], float] = time.time,
 ) -> Simulated:
     """Run a specification among simulated owners; return what it left in ``out``.
 
@@ -123,8 +128,8 @@ def simulate(
         out: the run folder; it must not hold a run yet.
         source_toml: the specification as it was written, kept in the folder.
         initial: initial weights of a run with an app of its own.
+        workers: how many owners train at once, each in a process; 1 trains in this one.
         watch: told every event.
-        clock: seconds since 1970, for events.
 
     Raises:
         RefusedError: an owner's node does not approve the run; the message says why.
@@ -136,18 +141,23 @@ def simulate(
     names = {owner.node_id: owner.name for owner in owners}
     members = json.dumps({str(node_id): name for node_id, name in names.items()})
     write_atomic(folder.path / "members.json", members.encode())
-    tell = _Journal(path=folder.events, names=names, watch=watch, clock=clock)
+    tell = _Journal(path=folder.events, names=names, watch=watch)
     canonical = canonical_json(specification)
     set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
     tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
     with ExitStack() as stack:
-        nodes = {owner.node_id: _open_node(stack, specification, owner, out) for owner in owners}
+        runner = _runner(stack, workers)
+        nodes = {
+            owner.node_id: _open_node(stack, specification, owner, out, runner=runner())
+            for owner in owners
+        }
         for node_id, node in nodes.items():
             _offer(node, names[node_id], run_id, canonical, tell)
         began = time.monotonic()
         rounds = specification.participation.rounds
         tell("run_started", {"rounds": rounds, "cohort": list(nodes)})
-        port = LocalPort({node_id: _NodeAnswers(node) for node_id, node in nodes.items()}, tell)
+        answers = {node_id: _NodeAnswers(node) for node_id, node in nodes.items()}
+        port = LocalPort(answers, tell, answers_at_once=workers)
         task = RunTask(
             run_id=run_id,
             specification=specification,
@@ -213,7 +223,16 @@ def _make_folder(
     return folder
 
 
-def _open_node(stack: ExitStack, specification: RunSpec, owner: Owner, out: Path) -> Node:
+def _runner(stack: ExitStack, workers: int) -> Callable[[], AppRunner]:
+    if workers == 1:
+        return InProcessRunner
+    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+    return lambda: PooledRunner(pool)
+
+
+def _open_node(
+    stack: ExitStack, specification: RunSpec, owner: Owner, out: Path, *, runner: AppRunner
+) -> Node:
     make_private_folder(out / "owners")
     folder = out / "owners" / owner.name
     make_private_folder(folder)
@@ -221,7 +240,7 @@ def _open_node(stack: ExitStack, specification: RunSpec, owner: Owner, out: Path
     stack.callback(store.close)
     around = Surroundings(
         folder=folder,
-        runner=InProcessRunner(),
+        runner=runner,
         prepare=prepare_data,
         epsilon_of=epsilon_of,
         isolated=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tacit.client.configuration import DataFormat, DataSet
 from tacit.client.preparation import PREPARED_NAME, PrepareJob
 from tacit.client.prepare import prepare_data
 from tacit.core.errors import UnavailableError, UsageError
+from tacit.core.files import make_private_folder
 from tacit.core.specification import canonical_json
 from tacit.learning.prepared import PreparedSets, load_prepared
 
@@ -76,6 +78,18 @@ def owners_in(path: Path, *, clients: int | None, scratch: Path, seed: int) -> l
     return _dealt_out(path, clients, scratch, seed)
 
 
+def bare_owners(clients: int | None) -> list[Owner]:
+    """Return owners for a run whose app brings its own data.
+
+    Raises:
+        UsageError: it is not said how many.
+    """
+    if clients is None:
+        raise UsageError("E-USAGE", "expected --clients N for a run without a data contract")
+    nothing = DataSet(path=Path(os.devnull), records=1)
+    return [Owner(name=f"owner-{number}", data_set=nothing) for number in range(1, clients + 1)]
+
+
 def owner_sets(specification: RunSpec, owner: Owner) -> PreparedSets:
     """Return an owner's training and validation records, split as their own node splits them.
 
@@ -116,7 +130,9 @@ def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
 
 def _dealt_out(path: Path, clients: int, scratch: Path, seed: int) -> list[Owner]:
     form = FORMATS[path.suffix]
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(scratch.parent)
+    make_private_folder(scratch)
     count = _count(path)
     if not 1 <= clients <= count:
         raise UsageError("E-USAGE", f"expected 1 to {count} clients, got {clients}")

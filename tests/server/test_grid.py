@@ -13,7 +13,7 @@ from flwr.serverapp import ServerApp
 
 from tacit.core.artifacts import RunFolder, load_arrays, save_arrays
 from tacit.core.errors import AppError, ConfigError
-from tacit.core.specification import canonical_json, specification_sha256
+from tacit.core.specification import RetentionSpec, canonical_json, specification_sha256
 from tacit.protos.flower import array_record, empty_run, set_task_identity
 from tacit.server import app as server_app_module
 from tacit.server.app import RunTask, run_task
@@ -210,6 +210,30 @@ def test_an_aggregate_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(AppError, match="E-AGGREGATE-NOT-FINITE"):
         run_task(task, DyingPort(app_nodes(app, (10, 20))))
     assert not task.folder.model.exists()
+
+
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        (RetentionSpec(), [1, 2, 3, 4, 5]),
+        (RetentionSpec(rounds="all"), [1, 2, 3, 4, 5]),
+        (RetentionSpec(rounds="none"), []),
+        (RetentionSpec(rounds="none", every=2), [2, 4]),
+    ],
+)
+def test_the_run_folder_keeps_what_retention_says(
+    tmp_path: Path, retention: RetentionSpec, kept: list[int]
+) -> None:
+    """Weights of the other rounds are removed, and a finished run may be started once more."""
+    set_task_identity(run_id=0xAB, node_id=1)
+    task = make_task(tmp_path / "run", rounds=5)
+    task = replace(task, specification=replace(task.specification, retention=retention))
+    port = DyingPort(app_nodes(client_app, (10, 20)))
+    run_task(task, port)
+    assert task.folder.round_numbers() == kept
+    model = load_arrays(task.folder.model)
+    run_task(replace(task, checkpoint=port.resume_from), port)
+    assert all(np.array_equal(model[k], v) for k, v in load_arrays(task.folder.model).items())
 
 
 foreign = ServerApp()

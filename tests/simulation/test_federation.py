@@ -87,6 +87,15 @@ def test_two_simulations_agree_to_the_bit(tmp_path: Path) -> None:
     assert first.model.read_bytes() == second.model.read_bytes()
 
 
+@pytest.mark.slow
+def test_a_pool_of_processes_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    """Owners that train at once in processes give the bits of owners that take turns."""
+    owners = make_owners(tmp_path)
+    one = simulate(tiny(), owners, tmp_path / "one").folder
+    two = simulate(tiny(), owners, tmp_path / "two", workers=2).folder
+    assert one.model.read_bytes() == two.model.read_bytes()
+
+
 def test_noise_differs_from_run_to_run(tmp_path: Path) -> None:
     """Noise comes from keys that nobody chose: two runs of one specification differ."""
     privacy = PrivacySpec(mode=PrivacyMode.RECORD_LOCAL, clip=1.0, noise_multiplier=1.0, delta=1e-3)

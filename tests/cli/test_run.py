@@ -1,0 +1,142 @@
+"""`tacit run`: what is refused before anybody is asked, and the whole way to a pulled model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tacit.cli.main import run
+from tacit.cli.progress import RoundProgress, line_of
+from tacit.core.artifacts import RunFolder, load_arrays
+from tacit.core.events import Event, EventKind
+from tacit.core.state import open_state
+from tacit.simulation.children import Children, Interruption
+from tacit.simulation.owners import heart_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HEART = heart_folder() / "run.toml"
+
+
+def changed(tmp_path: Path, *changes: tuple[str, str]) -> str:
+    text = HEART.read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_check_says_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Epsilon, noise and steps come from the plan that the owner's node derives, too."""
+    assert run(["run", "check", str(HEART), "--json", "--records", "303"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["privacy"]["epsilon"] == pytest.approx(1.0, abs=1e-3)
+    assert summary["privacy"]["steps"] == 20
+    assert summary["model"]["parameters"] == 54
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ([("rounds = 20", "round = 20")], 3, ["round", "rounds"]),
+        (
+            [("[participation]", '[strategy]\nname = "FedAgv"\n[participation]')],
+            3,
+            ["strategy.name", "did you mean FedAvg?"],
+        ),
+        ([('mode = "record-local"', 'mode = "record-distributed"')], 4, ["E-MODE-NOT-BUILT"]),
+        ([('kind = "logistic"', 'kind = "cnn"')], 3, ["E-MODEL-CONTRACT"]),
+        ([("epsilon = 1.0\n", "")], 3, ["exactly one of epsilon and noise_multiplier"]),
+    ],
+)
+def test_check_refuses_with_code_and_remedy(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[str, str]],
+    code: int,
+    words: list[str],
+) -> None:
+    """A run that cannot be is refused at the operator's side, before any owner is asked."""
+    assert run(["run", "check", changed(tmp_path, *changes)]) == code
+    text = capsys.readouterr().err
+    for word in words:
+        assert word in text
+
+
+def test_events_become_one_line_each() -> None:
+    """A round, a failure and the end read as sentences; fields of later versions do not break."""
+
+    def event(kind: EventKind, **fields: object) -> str:
+        return line_of(Event(sequence=1, at_s=0.0, kind=kind, fields=fields), 20)
+
+    assert (
+        event(
+            EventKind.ROUND_FINISHED, round=3, cohort=["a", "b"], metrics={"loss": 0.5}, seconds=1.5
+        )
+        == "round 3/20: 2 owners, 1.5 s, loss 0.5"
+    )
+    assert event(EventKind.REPLY_FAILED, round=3, member="a\x1b[31m", code="E-X").isprintable()
+    assert event(EventKind.RUN_FAILED) == "failed: - [-]"
+    assert event(EventKind.CHECKPOINT, round=1) == ""
+
+
+def test_a_round_that_is_told_twice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a restart of the server its last round may be told again."""
+    fields = {"round": 1, "cohort": [], "metrics": {}, "seconds": 1}
+    event = Event(sequence=1, at_s=0.0, kind=EventKind.ROUND_FINISHED, fields=fields)
+    with RoundProgress(2, terminal=False) as progress:
+        progress.show(event)
+        progress.show(event)
+    assert capsys.readouterr().err.count("round 1/2") == 1
+
+
+@contextlib.contextmanager
+def running_server(home: Path) -> Iterator[None]:
+    """Serve a federation by a real daemon."""
+    from tacit.simulation.demo import answers  # noqa: PLC0415 - grpc
+
+    state = open_state(home, create=False)
+    with Children({}, Interruption()) as children:
+        arguments = ["server", "start", "--home", str(home)]
+        children.start("the server", arguments, home.parent / "server.log")
+        children.wait_until("the server", lambda: answers(state), timeout_s=60.0)
+        yield
+
+
+@pytest.mark.slow
+def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's whole way, over the socket of a server on this machine."""
+    home, local = tmp_path / "s", ["--home", str(tmp_path / "s")]
+    monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "o"))
+    listen = ["--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
+    assert run(["server", "init", "--name", "localhost", "--home", str(home), *listen]) == 0
+    assert run(["run", "list", *local]) == 6  # not running yet
+    capsys.readouterr()
+    with running_server(home):
+        assert run(["run", "submit", str(HEART), *local]) == 0
+        run_id = capsys.readouterr().out.strip()
+        assert run(["run", "list", "--json", *local]) == 0
+        listed = json.loads(capsys.readouterr().out)
+        assert [item["run_id"] for item in listed] == [run_id]
+        assert run(["run", "show", run_id[:5], "--json", *local]) == 0
+        assert json.loads(capsys.readouterr().out)["specification"]["name"] == "heart-disease"
+        assert run(["run", "show", "r-zz", *local]) == 2
+        assert "E-RUN-UNKNOWN" in capsys.readouterr().err
+        assert run(["run", "stop", run_id, "--reason", "a trial", *local]) == 0
+        assert run(["run", "watch", *local]) == 1
+        assert "a trial" in capsys.readouterr().err
+        out = tmp_path / "pulled"
+        assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0
+        assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0  # again: nothing new
+    folder = RunFolder(out)
+    assert folder.run_toml.read_text() == HEART.read_text()
+    assert sum(array.size for array in load_arrays(folder.initial).values()) == 54
