@@ -18,7 +18,7 @@ import typer
 
 from tacit.cli.output import Table, emit
 from tacit.core.errors import UnavailableError, UsageError
-from tacit.core.identity import Authority, Role, encode_token
+from tacit.core.identity import Authority, Role, check_member_name, encode_token
 from tacit.core.state import default_home, open_state
 from tacit.protos import control_pb2
 from tacit.protos.channel import error_from_rpc, local_channel
@@ -132,6 +132,7 @@ def invite(
     json: Json = False,
 ) -> None:
     """Make a one-time token for a new member; hand it over on a channel that you both trust."""
+    check_member_name(name)
     state = open_state(_home(home), create=False)
     control = _running(state)
     if control is not None:
@@ -272,17 +273,7 @@ def _call(method: Any, request: Any) -> Any:  # noqa: ANN401 - a generated stub
     try:
         return method(request, timeout=_TIMEOUT_S, wait_for_ready=True)
     except grpc.RpcError as error:
-        raise _with_hint(error_from_rpc(error)) from error
-
-
-def _with_hint(error: Any) -> Any:  # noqa: ANN401 - any error of the tree
-    hints = {
-        "E-MEMBER-EXISTS": "Revoke that member first, or choose another name.",
-        "E-MEMBER-UNKNOWN": "`tacit server members` lists the names.",
-        "E-MEMBER-NAME": "Use up to 40 lower-case letters, digits and hyphens.",
-    }
-    error.hint = error.hint or hints.get(error.code, "The server's log says more.")
-    return error
+        raise error_from_rpc(error) from error
 
 
 @contextlib.contextmanager

@@ -35,14 +35,6 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 30.0
 
-_HINTS = {
-    "E-TOKEN-WRONG": "Copy the whole token again; it may belong to another server.",
-    "E-TOKEN-USED": "Each token is for one member: ask the operator for another one.",
-    "E-TOKEN-EXPIRED": "Ask the operator for a new token (`tacit server invite`).",
-    "E-TOKEN-WITHDRAWN": "A newer token was made for this name: use that one.",
-    "E-KEY-KNOWN": "Enrol with new keys: use an empty state directory.",
-}
-
 
 def enrol(token: Token, folder: Path, *, now: dt.datetime | None = None) -> Membership:
     """Spend a token: make keys in ``folder``, and have them certified.
@@ -137,11 +129,10 @@ def _ask(token: Token, request: EnrolRequest) -> EnrolReply:
                 failure = error_from_rpc(error)
         if isinstance(failure, UnavailableError):
             failures.append(f"{address}: {failure.message}")
-        elif failure.code in _HINTS:
-            hint = _HINTS[failure.code]
-            raise type(failure)(failure.code, f"{address} refused to enrol", hint=hint)
+        elif failure.code.startswith("E-SERVER-CERTIFICATE"):
+            distrusted = failure  # somebody else at this address; another one may be right
         else:
-            distrusted = failure
+            raise failure
     raise distrusted or UnavailableError(
         "E-SERVER-UNREACHABLE",
         f"no address of the token answers: {'; '.join(failures)}",

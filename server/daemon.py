@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import importlib.metadata
 import logging
 import secrets
@@ -25,7 +26,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from tacit.core.configuration import load_config
 from tacit.core.errors import UnavailableError
-from tacit.core.identity import CERTIFICATE_FILE, TLS_KEY_FILE, Authority, load_certificate
+from tacit.core.identity import Authority, load_certificate
 from tacit.core.logs import configure_logging
 from tacit.core.state import StateDirectory, open_state
 from tacit.protos.channel import (
@@ -39,6 +40,7 @@ from tacit.protos.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
 from tacit.protos.frames import add_fleet_servicer
 from tacit.protos.memory import keep_large_buffers
 from tacit.server.authority import Membership, Terms
+from tacit.server.certificate import ensure_server_certificate, read_server_certificate
 from tacit.server.configuration import JournalMode, ServerConfig, split_address
 from tacit.server.journal import JournalSurroundings
 from tacit.server.run_worker import WORKER_COMMAND
@@ -63,7 +65,6 @@ log = logging.getLogger("tacit.server.daemon")
 
 CONFIG_FILE = "server.toml"
 AUTHORITY_FOLDER = "authority"
-TLS_FOLDER = "tls"
 
 _STOP_GRACE_S = 2.0
 _ENROLMENT_CALLS = 32  # at once; nobody has shown a certificate there
@@ -115,27 +116,32 @@ class Daemon:
             UnavailableError: a port is taken (E-PORT-TAKEN), or a file is missing.
         """
         home = self._state.path
-        tls = {
-            "certificate_pem": _read(home / TLS_FOLDER / CERTIFICATE_FILE),
-            "key_pem": _read(home / TLS_FOLDER / TLS_KEY_FILE),
-        }
         authority = Authority.load(home / AUTHORITY_FOLDER)
+        now = dt.datetime.now(dt.UTC)
+        if ensure_server_certificate(home, authority, self._config.names, now=now):
+            log.info(
+                "server certificate made again", extra={"fields": {"names": self._config.names}}
+            )
+        certificate_pem, key_pem = read_server_certificate(home)
         door = _LateDoor()
         main = _server(AccessInterceptor(door.identify))
         enrolment = _server(AccessInterceptor(identify_nobody), calls=_ENROLMENT_CALLS)
         local = _server(AccessInterceptor(identify_administrator))
         self._servers = [main, enrolment, local]
-        main_credentials = server_credentials(authority_pem=authority.pem, **tls)
+        plain_credentials = enrolment_credentials(certificate_pem=certificate_pem, key_pem=key_pem)
+        main_credentials = server_credentials(
+            authority_pem=authority.pem, certificate_pem=certificate_pem, key_pem=key_pem
+        )
         self.ports = Ports(
             main=_bind(main, self._config.listen, main_credentials),
-            enrolment=_bind(enrolment, self._config.enrolment_listen, enrolment_credentials(**tls)),
+            enrolment=_bind(enrolment, self._config.enrolment_listen, plain_credentials),
         )
         self._bind_socket(local)
         membership = Membership(
             self._store, authority, terms_of(self._config, self.ports), now=time.time
         )
         door.open(MemberDoor(membership))
-        self._build(membership, tls["certificate_pem"])
+        self._build(membership, certificate_pem)
         await self._serve()
 
     async def wait(self) -> None:
@@ -349,14 +355,3 @@ def _port_taken(address: str) -> UnavailableError:
         f"expected {address} to be free to listen on",
         hint="Stop what listens there, or change `listen` or `enrolment_listen` in server.toml.",
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnavailableError(
-            "E-SERVER-NOT-INITIALISED",
-            f"expected a file at {path}: {error.strerror}",
-            hint="Run `tacit server init` first, or name the state directory with --home.",
-        ) from error

@@ -10,34 +10,27 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from tacit.core.configuration import parse_toml
 from tacit.core.errors import UsageError
-from tacit.core.files import make_private_folder, write_atomic
+from tacit.core.files import write_atomic
 from tacit.core.identity import (
-    CERTIFICATE_FILE,
-    TLS_KEY_FILE,
     Authority,
     MemberKeys,
     Role,
     certificate_request,
-    pem_of,
     sign_request,
 )
 from tacit.core.profiles import DEFAULT_PROFILE, Profile, profile_names, save_profile
 from tacit.core.state import open_state
 from tacit.server.authority import Membership
+from tacit.server.certificate import make_server_certificate
 from tacit.server.configuration import ServerConfig
-from tacit.server.daemon import AUTHORITY_FOLDER, CONFIG_FILE, TLS_FOLDER, terms_of
+from tacit.server.daemon import AUTHORITY_FOLDER, CONFIG_FILE, terms_of
 from tacit.server.store import STORE_FILE, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-SERVER_CERTIFICATE_DAYS = 825  # the most that TLS libraries accept of a leaf certificate
 
 _SAMPLE = """\
 # Settings of the Tacit server daemon. Every key, with its default: tacit config show server.toml
@@ -116,7 +109,7 @@ def initialise(
     chosen = _free_profile(profile, operator_home)
     with state.lock():
         authority = Authority.create(f"tacit authority of {names[0]}")
-        _make_server_certificate(state.path, authority, config.names)
+        make_server_certificate(state.path, authority, config.names)
         authority.save(state.path / AUTHORITY_FOLDER)
         with open_store(state.path / STORE_FILE) as store:
             membership = Membership(store, authority, terms_of(config), now=time.time)
@@ -149,20 +142,6 @@ def _free_profile(wanted: str, home: Path | None) -> str:
         f"expected a free profile name, got {wanted or DEFAULT_PROFILE!r}",
         hint="Choose one with --profile NAME.",
     )
-
-
-def _make_server_certificate(home: Path, authority: Authority, names: Sequence[str]) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = authority.issue_server(key.public_key(), names, SERVER_CERTIFICATE_DAYS)
-    folder = home / TLS_FOLDER
-    make_private_folder(folder)
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_atomic(folder / TLS_KEY_FILE, key_pem)
-    write_atomic(folder / CERTIFICATE_FILE, pem_of(certificate), mode=0o644)
 
 
 def _enrol_operator(
