@@ -1,9 +1,11 @@
 """What the node remembers: runs and the owner's word, releases, the outbox, the decision log, keys.
 
-One SQLite file in the state directory, WAL with synchronous = FULL: what a method has returned from
-survives the death of the process. Deleted rows are overwritten (secure_delete), and wiping a noise
-key also empties the write-ahead log. A release is recorded in the same transaction as its outbox
-entry, so that an update is never counted twice and never sent uncounted.
+One SQLite file in the state directory, in WAL mode: what a method has returned from survives the
+death of the process. Verdicts and releases also survive the death of the machine (synchronous =
+FULL); a noise key does as soon as a release depends on it, since the log is flushed in order.
+Deleted rows are overwritten (secure_delete), and wiping a noise key also empties the write-ahead
+log. A release is recorded in the same transaction as its outbox entry, so that an update is never
+counted twice and never sent uncounted.
 """
 
 from __future__ import annotations
@@ -157,8 +159,9 @@ class Store:
         self._connection.close()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, flushed: bool = True) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if flushed else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -249,7 +252,7 @@ class Store:
 
     def mark_received(self, message_id: str, at_s: float) -> None:
         """Note that the server has given a receipt for a reply."""
-        with self._transaction() as connection:
+        with self._transaction(flushed=False) as connection:
             connection.execute(
                 "UPDATE outbox SET received_at_s = ? WHERE message_id = ?", (at_s, message_id)
             )
@@ -257,10 +260,11 @@ class Store:
     def forget_message(self, message_id: str) -> OutboxEntry | None:
         """Drop a reply and its noise keys; return the entry that is gone."""
         entry = self.load_reply(message_id)
-        with self._transaction() as connection:
+        with self._transaction(flushed=False) as connection:
             connection.execute("DELETE FROM outbox WHERE message_id = ?", (message_id,))
-            connection.execute("DELETE FROM noise_keys WHERE message_id = ?", (message_id,))
-        self._empty_log()
+            keys = connection.execute("DELETE FROM noise_keys WHERE message_id = ?", (message_id,))
+        if keys.rowcount > 0:
+            self._empty_log()
         return entry
 
     def count_releases(self, run_id: str, message_type: str) -> int:
@@ -274,7 +278,7 @@ class Store:
 
     def noise_key(self, message_id: str, attempt: int, *, fresh: Callable[[], bytes]) -> bytes:
         """Return the key of one attempt: the one drawn before, or a fresh one, persisted first."""
-        with self._transaction() as connection:
+        with self._transaction(flushed=False) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO noise_keys VALUES (?, ?, ?)", (message_id, attempt, fresh())
             )

@@ -61,9 +61,8 @@ def test_filter_jumps_stay_inside_the_program() -> None:
 
 def test_a_checkout_is_not_readable_as_a_whole() -> None:
     """Only Tacit's packages and Python's own folders, never their parents."""
-    code = (
-        "from tacit.client.isolation import *; print(*python_paths(), *package_paths(), sep='\\n')"
-    )
+    code = "from tacit.client.isolation import python_paths, package_paths\n"
+    code += "for path in python_paths() + package_paths(): print(path)"
     result = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, check=True, text=True
     )
