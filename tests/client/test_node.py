@@ -265,7 +265,7 @@ def test_offer_with_a_wrong_hash_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_key_in_a_specification_is_denied(tmp_path: Path) -> None:
     """A specification that this version does not understand wholly is not approved."""
-    canonical = canonical_json(make_spec()).replace(b'"name":', b'"mane":1,"name":')
+    canonical = canonical_json(make_spec()).replace(b'"name":', b'"colour":1,"name":')
     node, _ = make_node(tmp_path, make_config(tmp_path))
     assert node.offer(RUN, canonical, specification_sha256(canonical)).verdict is Verdict.DENIED
 
