@@ -20,6 +20,7 @@ checkpoint". ``RUN_FOLDER/checkpoints`` holds a secret seed: no verb may serve t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import signal
@@ -34,8 +35,9 @@ from tacit.core.logs import configure_logging
 from tacit.core.specification import RunSpec, specification_sha256
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.protos.pipe import Pipe, PipeClosed
-from tacit.server.app import RunTask, quiet_flower, run_task
+from tacit.server.app import quiet_flower, run_task
 from tacit.server.pipe_port import PipePort
+from tacit.server.strategy_run import RunTask
 
 log = logging.getLogger("tacit.server.worker")
 
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     configure_logging("run-worker", level="INFO", form=options.log_form)
     quiet_flower()
+    gc.freeze()  # what is loaded by now stays: flwr collects garbage inside some aggregations
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a run stops
     port = PipePort(Pipe(socket.socket(fileno=options.pipe)), options.spool)
     try:

@@ -39,7 +39,8 @@ from tacit.learning.models import initial_arrays
 from tacit.privacy.plan import privacy_plan
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
-from tacit.server.app import RunTask, run_task
+from tacit.server.app import run_task
+from tacit.server.strategy_run import RunTask
 from tacit.simulation.port import LocalPort
 from tacit.simulation.runner import InProcessRunner, PooledRunner
 

@@ -32,7 +32,7 @@ from tacit.protos.flower import set_task_identity
 from tacit.server.checkpoint import seed_generators
 from tacit.server.strategies import build_strategy
 
-ROUNDS = 4
+ROUNDS = 3
 NODES = tuple(range(101, 108))  # seven: what Bulyan needs for one malicious node
 TOLERANCE = 3e-7
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -16,8 +16,9 @@ from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import RetentionSpec, canonical_json, specification_sha256
 from tacit.protos.flower import array_record, empty_run, set_task_identity
 from tacit.server import app as server_app_module
-from tacit.server.app import RunTask, run_task
+from tacit.server.app import run_task
 from tacit.server.grid import GRACE_S, Outgoing, Result, TacitGrid
+from tacit.server.strategy_run import RunTask
 from tests.conformance import Case, client_app, initial_arrays, run_spec
 from tests.simulator import AppNode, DyingPort, app_nodes
 

@@ -1,0 +1,309 @@
+"""A named strategy, round by round, in a run's worker; and what makes it resumable.
+
+It holds no data and cannot train: it moves arrays between the strategy and the grid.
+
+The rules:
+
+1. Before round 1 a checkpoint records the run's seed; every (round, attempt) seeds the generators
+   from it, so a repeated attempt samples the same nodes and draws the same noise.
+2. An attempt sees one membership: the nodes that were approved and connected when it began.
+3. A round ends well with at least ``min_clients`` replies and an aggregate; otherwise it is tried
+   again, and after ``max_attempts`` the run fails.
+4. The aggregate keeps the model's names, shapes and dtypes (some strategies compute in float64) and
+   is finite, or the run fails.
+5. Weights are written first, then the manifest, then the checkpoint; only then does the port hear
+   of it. A death in between repeats the round from the journal's answers, with the same outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+
+from tacit.core.artifacts import load_arrays, save_arrays
+from tacit.core.errors import AppError
+from tacit.core.events import EventKind
+from tacit.protos.flower import array_record
+from tacit.server.checkpoint import (
+    KEY_BYTES,
+    Checkpoint,
+    checkpoint_name,
+    save_checkpoint,
+    seed_generators,
+)
+from tacit.server.manifest import RoundEntry, RunManifest
+from tacit.server.strategies import build_strategy, restore_state, state_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flwr.app import Message, MetricRecord
+    from flwr.serverapp.strategy import Strategy
+
+    from tacit.core.artifacts import Arrays, RunFolder
+    from tacit.core.specification import RunSpec
+    from tacit.server.grid import TacitGrid
+
+log = logging.getLogger("tacit.server.strategy_run")
+
+AUTO_RETENTION_BYTES = 100_000_000  # DESIGN: all rounds' weights while they fit in 100 MB
+LONGEST_PAUSE_S = 5.0  # between two questions for connected nodes
+
+Metrics = Mapping[str, float | list[float] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTask:
+    """One run as its worker gets it.
+
+    Attributes:
+        run_id: such as ``r-7f3a9c20``.
+        specification: what the owners approved.
+        specification_sha256: its hash.
+        folder: holds ``initial.safetensors``; gets everything else.
+        checkpoint: the name in ``folder/checkpoints`` to resume from, or empty.
+        pause: waits between two questions for connected nodes.
+    """
+
+    run_id: str
+    specification: RunSpec
+    specification_sha256: bytes
+    folder: RunFolder
+    checkpoint: str = ""
+    pause: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+
+class StrategyRun:
+    """A named strategy, from its checkpoint to the last round."""
+
+    def __init__(self, task: RunTask, grid: TacitGrid, checkpoint: Checkpoint) -> None:
+        self._task = task
+        self._run = task.specification
+        self._folder = task.folder
+        self._grid = grid
+        self._checkpoint = checkpoint
+        self._strategy: Strategy = build_strategy(self._run)
+        if checkpoint.round_number:
+            restore_state(self._run, self._strategy, checkpoint.arrays, checkpoint.numbers)
+        self._weights = load_arrays(self._weights_file(checkpoint.round_number))
+        self._form = {name: (array.dtype, array.shape) for name, array in self._weights.items()}
+        self._model_bytes = sum(array.nbytes for array in self._weights.values())
+        self._arrays = array_record(self._weights)
+        self._manifest = RunManifest.begin(
+            self._folder, task.run_id, self._run, finished_rounds=checkpoint.round_number
+        )
+
+    def run(self) -> None:
+        """Play the rounds that are left and write the model."""
+        for number in range(self._checkpoint.round_number + 1, self._run.participation.rounds + 1):
+            entry = self._train(number)
+            every = self._run.evaluation.every
+            if every and number % every == 0:
+                entry = replace(entry, evaluation=self._evaluate(number))
+            self._commit(number, entry)
+        save_arrays(self._folder.model, self._weights)
+        self._manifest.finish()
+        self._forget_rounds()
+        self._save_checkpoint(replace(self._checkpoint, key=bytes(KEY_BYTES)))
+
+    def _train(self, number: int) -> RoundEntry:
+        people = self._run.participation
+        reason = ""
+        for attempt in range(1, people.max_attempts + 1):
+            began = time.monotonic()
+            nodes = self._wait_for_nodes(number)
+            seed_generators(self._checkpoint.key, number, attempt)
+            with self._grid.attempt(number, nodes):
+                messages = list(
+                    self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid)
+                )
+                cohort = sorted(message.metadata.dst_node_id for message in messages)
+                self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
+                replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
+            answered = [reply for reply in replies if not reply.has_error()]
+            failed = _failures(replies)
+            if len(answered) >= people.min_clients:
+                arrays, metrics = self._strategy.aggregate_train(number, replies)
+                if arrays is not None:
+                    self._weights = self._checked(arrays, number)
+                    self._arrays = array_record(self._weights)
+                    return RoundEntry(
+                        round=number,
+                        attempt=attempt,
+                        cohort=cohort,
+                        failed=failed,
+                        metrics=plain_metrics(metrics),
+                        seconds=time.monotonic() - began,
+                    )
+                reason = "the strategy made no aggregate of them"
+            else:
+                reason = f"{people.min_clients} are needed"
+            reason = f"{len(answered)} of {len(cohort)} replies are good and {reason}"
+            if failed:
+                counts = Counter(failed.values())
+                reason += "; " + ", ".join(f"{n} x {code}" for code, n in sorted(counts.items()))
+            log.warning("round attempt failed", extra={"fields": {"round": number, "why": reason}})
+        raise AppError(
+            "E-ROUND-FAILED",
+            f"round {number} failed {people.max_attempts} times: {reason}",
+            hint="see the owners' codes in the events; raise round_deadline_s or max_attempts",
+        )
+
+    def _wait_for_nodes(self, number: int) -> list[int]:
+        needed = self._run.participation.min_clients
+        pause_s = 0.25
+        told = False
+        while len(nodes := self._grid.get_node_ids()) < needed:
+            if not told:
+                self._event(
+                    EventKind.RUN_WAITING,
+                    reason=f"round {number} needs more connected clients",
+                    approved=len(nodes),
+                    needed=needed,
+                )
+                told = True
+            self._task.pause(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return nodes
+
+    def _evaluate(self, number: int) -> Metrics | None:
+        """Ask for the owners' metrics; owners who refuse them do not fail the run."""
+        began = time.monotonic()
+        with self._grid.attempt(number, self._wait_for_nodes(number)):
+            messages = list(
+                self._strategy.configure_evaluate(number, self._arrays, ConfigRecord(), self._grid)
+            )
+            replies = self._grid.send_and_receive(
+                messages, timeout=self._run.participation.round_deadline_s
+            )
+        metrics = None
+        if any(not reply.has_error() for reply in replies):
+            metrics = plain_metrics(self._strategy.aggregate_evaluate(number, replies))
+        self._event(
+            EventKind.EVALUATION_FINISHED,
+            round=number,
+            cohort=sorted(message.metadata.dst_node_id for message in messages),
+            metrics=metrics,
+            failed=_failures(replies),
+            seconds=round(time.monotonic() - began, 3),
+        )
+        return metrics
+
+    def _commit(self, number: int, entry: RoundEntry) -> None:
+        save_arrays(self._folder.round(number), self._weights)
+        self._manifest.add(entry)
+        arrays, numbers = state_of(self._run, self._strategy)
+        self._save_checkpoint(
+            Checkpoint(
+                round_number=number,
+                next_sequence=self._grid.next_sequence,
+                key=self._checkpoint.key,
+                arrays=arrays,
+                numbers=numbers,
+            )
+        )
+        self._event(
+            EventKind.ROUND_FINISHED,
+            round=number,
+            cohort=list(entry.cohort),
+            metrics=entry.metrics,
+            seconds=round(entry.seconds, 3),
+        )
+        previous = self._checkpoint_path(number - 1)
+        previous.unlink(missing_ok=True)
+        if number > 1 and not self._keeps(number - 1):
+            self._folder.round(number - 1).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        path = self._checkpoint_path(checkpoint.round_number)
+        save_checkpoint(path, checkpoint)
+        self._checkpoint = checkpoint
+        self._grid.port.checkpoint(
+            round_number=checkpoint.round_number,
+            next_sequence=checkpoint.next_sequence,
+            name=path.name,
+        )
+
+    def _weights_file(self, number: int) -> Path:
+        """Return the file of the weights after a round; the last round's may be gone by now."""
+        if number == 0:
+            return self._folder.initial
+        path = self._folder.round(number)
+        finished = number == self._run.participation.rounds and self._folder.model.exists()
+        return self._folder.model if finished and not path.exists() else path
+
+    def _checkpoint_path(self, number: int) -> Path:
+        return self._folder.path / "checkpoints" / checkpoint_name(number)
+
+    def _keeps(self, number: int) -> bool:
+        retention = self._run.retention
+        if retention.every and number % retention.every == 0:
+            return True
+        if retention.rounds == "auto":
+            total = self._model_bytes * self._run.participation.rounds
+            return total <= AUTO_RETENTION_BYTES or number == self._run.participation.rounds
+        return retention.rounds == "all"
+
+    def _forget_rounds(self) -> None:
+        for number in self._folder.round_numbers():
+            if not self._keeps(number):
+                self._folder.round(number).unlink(missing_ok=True)
+
+    def _checked(self, arrays: ArrayRecord, number: int) -> Arrays:
+        """Return the aggregate with the model's dtypes; refuse another form, NaN and infinity."""
+        if set(arrays) != set(self._form):
+            raise AppError("E-AGGREGATE-FORM", f"round {number}: the aggregate has other arrays")
+        checked: Arrays = {}
+        for name, (dtype, shape) in self._form.items():
+            values = arrays[name].numpy()
+            if values.shape != shape:
+                raise AppError(
+                    "E-AGGREGATE-FORM",
+                    f"round {number}: expected {name} of shape {shape}, got {values.shape}",
+                )
+            if values.dtype.kind in "fc" and not np.isfinite(values).all():
+                raise AppError(
+                    "E-AGGREGATE-NOT-FINITE",
+                    f"round {number}: the aggregate of {name} is not finite",
+                    hint="lower the learning rate, or the strategy's own",
+                )
+            checked[name] = values if values.dtype == dtype else _cast(values, dtype)
+        return checked
+
+    def _event(self, kind: EventKind, **fields: object) -> None:
+        self._grid.port.event(kind.value, fields)
+
+
+def plain_metrics(metrics: MetricRecord | None) -> dict[str, float | list[float] | None] | None:
+    """Return metrics as JSON values; what is not finite becomes null."""
+    if metrics is None:
+        return None
+    return {
+        key: [float(item) for item in value] if isinstance(value, list) else _finite(value)
+        for key, value in metrics.items()
+    }
+
+
+def _failures(replies: Sequence[Message]) -> dict[str, str]:
+    """Return the reason of every reply that failed, by node id."""
+    return {
+        str(reply.metadata.src_node_id): str(reply.error.reason or reply.error.code)
+        for reply in replies
+        if reply.has_error()
+    }
+
+
+def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
