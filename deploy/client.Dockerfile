@@ -33,14 +33,12 @@ ENV PATH=/opt/tacit/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     FLWR_TELEMETRY_ENABLED=0 \
-    MALLOC_MMAP_THRESHOLD_=1073741824 \
-    MALLOC_TRIM_THRESHOLD_=2147483648 \
     TACIT_CLIENT_HOME=/var/lib/tacit/client
 USER 10001:10001
 WORKDIR /var/lib/tacit
 # The state (keys, approvals, outbox) is written; the data are mounted read-only at /data.
-VOLUME /var/lib/tacit/client
+VOLUME ["/var/lib/tacit/client"]
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 \
-    CMD ["tacit", "client", "status", "--json"]
+    CMD tacit client status --json | grep -Eq '"state": *"connect(ed|ing)"' || exit 1
 CMD ["tacit", "client", "start"]
