@@ -201,7 +201,9 @@ def context_of(node_id: int) -> Context:
     return Context(run_id=1, node_id=node_id, node_config={}, state=RecordDict(), run_config={})
 
 
-def direct_call(case: Case, key: bytes, *, rounds: int = ROUNDS) -> Arrays:
+def direct_call(
+    case: Case, key: bytes, *, rounds: int = ROUNDS, nodes: tuple[int, ...] = NODES
+) -> Arrays:
     """Return the weights that Flower's own loop makes, with the app called on the spot.
 
     ``key`` seeds the generators as the run's worker does, so that sampling and noise agree.
@@ -217,7 +219,7 @@ def direct_call(case: Case, key: bytes, *, rounds: int = ROUNDS) -> Arrays:
     else:
         strategy.strategy.fraction_evaluate = 0.0
     result = strategy.start(
-        DirectGrid(APPS[case.app]),
+        DirectGrid(APPS[case.app], nodes),
         ArrayRecord({name: Array(array) for name, array in initial_arrays().items()}),
         num_rounds=rounds,
         train_config=ConfigRecord(),
@@ -226,13 +228,15 @@ def direct_call(case: Case, key: bytes, *, rounds: int = ROUNDS) -> Arrays:
     return {name: item.numpy() for name, item in result.arrays.items()}
 
 
-def assert_conformant(case: Case, over_transport: Arrays, key: bytes) -> None:
+def assert_conformant(
+    case: Case, over_transport: Arrays, key: bytes, *, nodes: tuple[int, ...] = NODES
+) -> None:
     """Compare what came over a transport with the direct call.
 
     Raises:
         AssertionError: they differ by more than the row allows.
     """
-    expected = direct_call(case, key)
+    expected = direct_call(case, key, nodes=nodes)
     assert list(over_transport) == list(expected)
     for name, array in over_transport.items():
         assert array.dtype == np.float32
