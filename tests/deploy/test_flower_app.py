@@ -25,9 +25,9 @@ from tacit.simulation.owners import heart_folder, owners_in
 
 APP = Path(__file__).resolve().parents[2] / "deploy" / "flower_app"
 BIN = Path(os.environ.get("TACIT_TEST_FLOWER_BIN", Path(sys.executable).parent))
-ROUNDS = 3
+ROUNDS = 2
 TOLERANCE = 3e-7  # float32 sums in another order
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0  # each message starts a process that loads torch and opacus
 
 RUN_TOML = """\
 name = "heart"
@@ -63,11 +63,11 @@ name = "FedAvgM"
 server_momentum = 0.5
 
 [participation]
-rounds = 3
+rounds = 2
 min_clients = 4
 
 [evaluation]
-every = 1
+every = 2
 """
 
 CONNECTION = """\
@@ -168,11 +168,13 @@ def verify_equal(expected: RunFolder, found: RunFolder) -> None:
     rounds = [json.loads(each.manifest.read_bytes())["rounds"] for each in (expected, found)]
     for mine, other in zip(*rounds, strict=True):
         assert other["metrics"] == pytest.approx(mine["metrics"], abs=1e-6)
-        assert other["evaluation"] == pytest.approx(mine["evaluation"], abs=1e-6)
+        assert (other["evaluation"] is None) == (mine["evaluation"] is None)
+        if mine["evaluation"] is not None:
+            assert other["evaluation"] == pytest.approx(mine["evaluation"], abs=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_simulation_with_ray(environ: dict[str, str], expected: RunFolder, tmp_path: Path) -> None:
     """Flower's simulation with Ray comes to the weights of ``tacit simulate``."""
     if not has_ray():
@@ -186,7 +188,7 @@ def test_simulation_with_ray(environ: dict[str, str], expected: RunFolder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_deployment(environ: dict[str, str], expected: RunFolder, tmp_path: Path) -> None:
     """Flower's SuperLink with four SuperNodes comes to the weights of ``tacit simulate``."""
     config = configured(tmp_path)
