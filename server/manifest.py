@@ -51,6 +51,13 @@ class RunManifest:
         self._content = content
 
     @classmethod
+    def take_up(cls, folder: RunFolder, run_id: str, run: RunSpec) -> RunManifest:
+        """Take up the manifest of a run whose worker is gone; begin one where it left none."""
+        if not folder.manifest.exists():
+            return cls.begin(folder, run_id, run)
+        return cls(folder, json.loads(folder.manifest.read_bytes()))
+
+    @classmethod
     def begin(
         cls, folder: RunFolder, run_id: str, run: RunSpec, *, finished_rounds: int = 0
     ) -> RunManifest:
@@ -87,6 +94,11 @@ class RunManifest:
         self._content["status"] = "finished"
         if self._folder.model.exists():
             self._content["model_sha256"] = sha256_file(self._folder.model).hex()
+        self.write()
+
+    def end(self, status: str, *, code: str, reason: str) -> None:
+        """Mark the run as failed or stopped; the rounds that it finished stay."""
+        self._content |= {"status": status, "code": code, "reason": reason}
         self.write()
 
     def write(self) -> None:

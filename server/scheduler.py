@@ -41,6 +41,7 @@ from tacit.server.driver import ActiveRun, RunDriver
 from tacit.server.grid_desk import GridDesk
 from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
+from tacit.server.manifest import RunManifest
 from tacit.server.reply_desk import ReplyDesk
 from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.spool import Space, Spool
@@ -359,6 +360,8 @@ class Scheduler:
 
     def _end(self, run: ActiveRun, status: RunStatus, *, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
         kind, details = _ending(run, status, reason, self._around.now(), fields)
+        if status is not RunStatus.FINISHED:  # its worker, which writes it otherwise, is gone
+            self._end_manifest(run, status, code=fields.get("code", ""), reason=reason)
         run.journal.note(kind, details)
         run.journal.end()
         with self._store.transaction() as connection:
@@ -376,6 +379,14 @@ class Scheduler:
             self._sessions.send(node_id, _ended(run.record.run_id, status))
         self.notify(run.record.run_id)
         self.consider()
+
+    def _end_manifest(self, run: ActiveRun, status: RunStatus, *, code: str, reason: str) -> None:
+        try:
+            manifest = RunManifest.take_up(run.folder, run.record.run_id, run.specification)
+            manifest.end(status.value, code=code, reason=reason)
+        except (TacitError, OSError, ValueError) as error:  # the database has it all the same
+            fields = {"run": run.record.run_id, "why": str(error)}
+            log.warning("manifest not ended", extra={"fields": fields})
 
     def _write_events(self, run: ActiveRun) -> None:
         """Write the run folder's events, whole; the database stays their source."""
