@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,9 +121,21 @@ def start(
 
 
 @app.command()
-def status(home: Home = None, *, json: Json = False) -> None:
+def status(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(help="One run: shows all that it asks, before you approve it."),
+    ] = None,
+    home: Home = None,
+    *,
+    json: Json = False,
+) -> None:
     """Show runs, the verdicts on them, what left and when, and what was refused and why."""
     state = _opened(home)
+    if run_id is not None:
+        asked = _asked(state, run_id)
+        emit(asked if json else _said(asked), json=json)
+        return
     value = _status(state)
     if json:
         emit(value, json=True)
@@ -173,6 +186,40 @@ def _home(home: Path | None) -> Path:
 
 def _opened(home: Path | None) -> StateDirectory:
     return open_state(_home(home), create=False)
+
+
+def _asked(state: StateDirectory, run_id: str) -> dict[str, Any]:
+    """Return the node's word on one run, and the specification that the word covers."""
+    path = state.path / STORE_NAME
+    store = open_store(path, read_only=True) if path.exists() else None
+    try:
+        runs = [] if store is None else store.list_runs()
+    finally:
+        if store is not None:
+            store.close()
+    found = [run for run in runs if run.run_id.startswith(run_id)]
+    if len(found) != 1:
+        raise UsageError(
+            "E-RUN-UNKNOWN",
+            f"expected the id of one run, or a unique beginning of it; {run_id!r} fits "
+            f"{len(found)}",
+            hint="`tacit client status` lists the runs that were offered to this node.",
+        )
+    return {
+        "run_id": found[0].run_id,
+        "verdict": found[0].verdict.value,
+        "reason": found[0].reason,
+        "epsilon": found[0].epsilon,
+        "specification_sha256": found[0].specification_sha256.hex(),
+        "asks": json_module.loads(found[0].specification),
+    }
+
+
+def _said(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return a specification without what says nothing: keys that are empty or not given."""
+    if isinstance(value, dict):
+        return {key: _said(item) for key, item in value.items() if item not in (None, "", [], {})}
+    return value
 
 
 def _status(state: StateDirectory) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def _lines_of(value: object, indent: str = "") -> str:
 
 def _entry(key: object, item: object, indent: str) -> str:
     name = f"{indent}{visible(str(key))}" + ("" if key == "-" else ":")
+    if isinstance(item, list) and item and not any(isinstance(i, (Mapping, list)) for i in item):
+        return f"{name} {', '.join(_cell(value) if value != '' else '(empty)' for value in item)}"
     if isinstance(item, (Mapping, list)) and item:
         return f"{name}\n{_lines_of(item, indent + '  ')}"
     return f"{name} {_cell(None if item in ({}, []) else item)}"

@@ -1,0 +1,62 @@
+"""`tacit client` for an owner whose daemon is stopped."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tacit.cli.main import run
+from tacit.client.approvals import Verdict
+from tacit.client.store import STORE_NAME, RunRecord, open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "owner"
+    folder.mkdir(mode=0o700)
+    store = open_store(folder / STORE_NAME)
+    for run_id in ("r-0000000a", "r-0000000b"):
+        store.save_run(
+            RunRecord(
+                run_id=run_id,
+                name="heart",
+                specification=b'{"privacy":{"clip":0.5,"mode":"record-local"},"results":{}}',
+                specification_sha256=bytes(32),
+                app_sha256=bytes(32),
+                verdict=Verdict.PENDING,
+                code="E-APPROVAL-PENDING",
+                reason="a person must say yes",
+                decided_by="policy",
+                epsilon=1.0,
+                offered_at_s=0.0,
+                decided_at_s=0.0,
+            )
+        )
+    store.close()
+    return folder
+
+
+def test_an_owner_reads_what_a_run_asks_before_approving(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole specification is shown, as JSON with every key and as text with what says much."""
+    assert run(["client", "status", "r-0000000a", "--home", str(home), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["asks"]["privacy"] == {"clip": 0.5, "mode": "record-local"}
+    assert run(["client", "status", "r-0000000a", "--home", str(home)]) == 0
+    text = capsys.readouterr().out
+    assert "mode: record-local" in text
+    assert "results" not in text
+
+
+def test_an_ambiguous_beginning_names_no_run(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs that begin alike are not confused."""
+    assert run(["client", "status", "r-0000000", "--home", str(home)]) == 2
+    assert "fits 2" in capsys.readouterr().err
