@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tacit.core.specification import RunSpec
 
 FORMAT = 1
+MEMBERS_NAME = "members.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +104,21 @@ class RunManifest:
 
     def write(self) -> None:
         """Write the file whole or not at all."""
-        members = self._folder.path / "members.json"  # the daemon's: node id -> member name
+        members = self._folder.path / MEMBERS_NAME
         if members.exists():
             self._content["members"] = json.loads(members.read_bytes())
         text = json.dumps(self._content, indent=1, allow_nan=False, ensure_ascii=False)
         write_atomic(self._folder.manifest, text.encode() + b"\n")
+
+
+def write_members(folder: RunFolder, names: Mapping[int, str]) -> None:
+    """Tell the run's worker, which knows node ids alone, what the members are called.
+
+    Raises:
+        UnavailableError: the disk is full or cannot be written.
+    """
+    text = json.dumps({str(node_id): names[node_id] for node_id in sorted(names)}, indent=1)
+    write_atomic(folder.path / MEMBERS_NAME, text.encode())
 
 
 def _sha256_or_none(folder: RunFolder) -> str | None:

@@ -41,7 +41,7 @@ from tacit.server.driver import ActiveRun, RunDriver
 from tacit.server.grid_desk import GridDesk
 from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
-from tacit.server.manifest import RunManifest
+from tacit.server.manifest import RunManifest, write_members
 from tacit.server.reply_desk import ReplyDesk
 from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.spool import Space, Spool
@@ -296,6 +296,8 @@ class Scheduler:
                 "code": decision.code,
             }
             run.journal.note(EventKind.NODE_DECIDED, fields)
+            if run.status is RunStatus.RUNNING:
+                self._name_members(run)
         self._observe(run, decision.node_id)
         if decision.verdict is not Verdict.APPROVED and known is not None:
             run.journal.drop_node(decision.node_id, DENIED)
@@ -338,6 +340,7 @@ class Scheduler:
                 self._begin(run)
 
     def _begin(self, run: ActiveRun) -> None:
+        self._name_members(run)
         cohort = [self._around.member(node_id) for node_id in run.journal.eligible()]
         self._set_status(run, RunStatus.RUNNING, started_at_s=self._around.now())
         fields = {"rounds": run.record.rounds, "cohort": cohort}
@@ -379,6 +382,13 @@ class Scheduler:
             self._sessions.send(node_id, _ended(run.record.run_id, status))
         self.notify(run.record.run_id)
         self.consider()
+
+    def _name_members(self, run: ActiveRun) -> None:
+        names = {node_id: self._around.member(node_id) for node_id in run.decisions}
+        try:
+            write_members(run.folder, names)
+        except TacitError as error:  # the manifest has node ids all the same
+            log.warning("members not named", extra={"fields": {"why": error.code}})
 
     def _end_manifest(self, run: ActiveRun, status: RunStatus, *, code: str, reason: str) -> None:
         try:

@@ -7,7 +7,6 @@ isolation. So a specification that runs here runs in a real federation, if its o
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
@@ -40,6 +39,7 @@ from tacit.privacy.plan import privacy_plan
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.server.app import run_task
+from tacit.server.manifest import write_members
 from tacit.server.strategy_run import RunTask
 from tacit.simulation.port import LocalPort
 from tacit.simulation.runner import InProcessRunner, PooledRunner
@@ -140,8 +140,7 @@ def simulate(
     run_id = f"r-{secrets.token_hex(4)}"
     folder = _make_folder(out, specification, source_toml, initial)
     names = {owner.node_id: owner.name for owner in owners}
-    members = json.dumps({str(node_id): name for node_id, name in names.items()})
-    write_atomic(folder.path / "members.json", members.encode())
+    write_members(folder, names)
     tell = _Journal(path=folder.events, names=names, watch=watch)
     canonical = canonical_json(specification)
     set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -116,3 +117,5 @@ def test_the_walk_through_works_as_written(
                 else script
             )
     assert (terminals.folder / "result" / "model.safetensors").is_file()
+    manifest = json.loads((terminals.folder / "result" / "manifest.json").read_bytes())
+    assert set(manifest["members"].values()) == {"cleveland", "va"}
