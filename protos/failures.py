@@ -169,6 +169,12 @@ _BY_STATUS: Mapping[grpc.StatusCode, tuple[type[TacitError], str, str, str]] = {
         "the call was broken off",
         "Try again.",
     ),
+    grpc.StatusCode.INTERNAL: (  # gRPC's own: a server that refuses in the middle of an upload
+        UnavailableError,  # may reach the sender as this, in place of the refusal
+        "E-CALL-BROKEN",
+        "the call broke off without a reason",
+        "Try again: the server tells why, if it refused.",
+    ),
     grpc.StatusCode.UNIMPLEMENTED: (
         ProtocolError,
         "E-PROTOCOL-VERSION",

@@ -87,6 +87,13 @@ def test_transport_failures_are_told_apart(
     assert back.hint
 
 
+def test_a_call_that_breaks_without_a_code_is_tried_again() -> None:
+    """An upload that the server refuses early may end in gRPC's own INTERNAL: no reason to stop."""
+    back = error_from_rpc(FailedCall(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert (UnavailableError, "E-CALL-BROKEN") == (type(back), back.code)
+    assert back.hint
+
+
 def test_details_of_peers_are_not_shown() -> None:
     """A server's free text does not reach the person."""
     back = error_from_rpc(FailedCall(grpc.StatusCode.UNKNOWN, "patient 4711 \x1b[31m"))
