@@ -99,6 +99,13 @@ class Done:
         """What it printed under --json."""
         return json.loads(self.out)
 
+    def refuses(self, exit_code: int, stable_code: str) -> str:
+        """Check that it ended in this error, with a hint and without a traceback; return it."""
+        assert (self.code, f"[{stable_code}]" in self.err) == (exit_code, True), self
+        assert "hint: " in self.err
+        assert "Traceback" not in self.err
+        return self.err
+
 
 @dataclass
 class Daemon:
