@@ -73,7 +73,7 @@ class Outbox:
                 if self.durable:
                     os.fsync(descriptor)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UnavailableError(
                     "E-DISK-FULL",
                     f"expected room for {payload.size} bytes in {self.folder}",
