@@ -210,6 +210,7 @@ def _checked(file: Path, *, records: int) -> Checked:
             "E-STRATEGY",
             f"{file.name} asks for a strategy that cannot be made",
             problems=tuple(f"{file.name}: {key}: {text}" for key, text in problems),
+            hint="Names and parameters are those of Flower's strategy classes.",
         )
     _verify_initial(file, specification)
     people = specification.participation
