@@ -128,34 +128,33 @@ def progress_of(name: str) -> Callable[[str], None]:
     return show
 
 
-def measure_all(plan: Plan, root: Path) -> list[Result]:
+def measure_all(plan: Plan, root: Path) -> Iterator[Result]:
     """Make the measurements one after the other; each leaves its folder before the next begins."""
-    results = []
     for index, measurement in enumerate(measurements(plan)):
         folder = root / f"{index:02d}-{measurement.name.replace(', ', '-').replace(' ', '-')}"
         folder.mkdir()
-        results.append(measurement.make(folder))
+        yield measurement.make(folder)
         if plan.keep is None:
             shutil.rmtree(folder)  # the disk never holds two of them
-    return results
 
 
 def main() -> int:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table, write the JSON; after an error, what was measured until then."""
     plan = parse_arguments(sys.argv[1:])
     adopt_orphans()
-    facts = machine()
+    facts, results, status = machine(), [], 0
     try:
         with tempfile.TemporaryDirectory(prefix="tacit-bench-") as scratch:
             root = Path(scratch) if plan.keep is None else plan.keep.resolve()
             root.mkdir(parents=True, exist_ok=True)
-            results = measure_all(plan, root)
+            for result in measure_all(plan, root):
+                results.append(result)  # noqa: PERF402 - kept one by one, for the case of an error
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = 1
     except KeyboardInterrupt:
         print("stopped; every process has been ended", file=sys.stderr)
-        return 130
+        status = 130
     print("; ".join(f"{key} {value}" for key, value in facts.items()))
     print(render(results))
     print(
@@ -165,7 +164,7 @@ def main() -> int:
     if plan.json is not None:
         content = {"machine": facts, "results": [result.plain() for result in results]}
         plan.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return status
 
 
 if __name__ == "__main__":
