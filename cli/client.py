@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from tacit.cli.output import Table, emit, plain, table_text
-from tacit.client.configuration import CONFIG_NAME, SAMPLE
+from tacit.client.configuration import CHANGED, CONFIG_NAME, SAMPLE, file_digest
 from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
@@ -114,7 +114,10 @@ def start(
     ] = "text",
     log_level: Annotated[str, typer.Option("--log-level", help="INFO, WARNING, ...")] = "INFO",
 ) -> None:
-    """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything."""
+    """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything.
+
+    client.toml is read now, and only now: restart the node after changing it.
+    """
     form: Form = "json" if log_format == "json" else "text"
     configure_logging("client", level=log_level, form=form)
     run_client(_opened(home).path)
@@ -224,32 +227,40 @@ def _said(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 def _status(state: StateDirectory) -> dict[str, Any]:
     try:
-        return ask_daemon(state, "status")
+        value = ask_daemon(state, "status")
     except UnavailableError:
-        identity = Membership(state.path / IDENTITY_FOLDER).identity
-        path = state.path / STORE_NAME
-        if not path.exists():
-            return {
-                "member": identity.name,
-                "node_id": identity.node_id,
-                "connection": plain(Connection(state="stopped")),
-                "runs": [],
-                "outbox": [],
-                "decisions": [],
-            }
-        store = open_store(path, read_only=True)
-        try:
-            value: dict[str, Any] = as_json(
-                read_status(
-                    store,
-                    member=identity.name,
-                    node_id=identity.node_id,
-                    connection=Connection(state="stopped"),
-                )
+        return _stopped(state)
+    digest = value["connection"].get("config_sha256")
+    value["config_changed"] = digest != file_digest(state.path / CONFIG_NAME)
+    return value
+
+
+def _stopped(state: StateDirectory) -> dict[str, Any]:
+    """Return the status of a node that does not run, from what it remembers."""
+    identity = Membership(state.path / IDENTITY_FOLDER).identity
+    path = state.path / STORE_NAME
+    if not path.exists():
+        return {
+            "member": identity.name,
+            "node_id": identity.node_id,
+            "connection": plain(Connection(state="stopped")),
+            "runs": [],
+            "outbox": [],
+            "decisions": [],
+        }
+    store = open_store(path, read_only=True)
+    try:
+        value: dict[str, Any] = as_json(
+            read_status(
+                store,
+                member=identity.name,
+                node_id=identity.node_id,
+                connection=Connection(state="stopped"),
             )
-        finally:
-            store.close()
-        return value
+        )
+    finally:
+        store.close()
+    return value
 
 
 def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
@@ -272,6 +283,8 @@ def _show(value: dict[str, Any]) -> None:
     typer.echo(line)
     if connection["problem"]:
         typer.echo(f"  {connection['problem']}")
+    if value.get("config_changed"):
+        typer.echo(f"  {CHANGED}")
     if connection["state"] != "stopped":
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
     typer.echo("\nRuns")

@@ -196,7 +196,8 @@ def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
         raise RefusedError(
             "E-POLICY-APP",
             f"expected an app that client.toml allows, got {app.client!r}",
-            hint=f'To allow it: [policy.apps."{app.client}"], after reading its code.',
+            hint=f'To allow it: [policy.apps."{app.client}"] in client.toml, after reading its '
+            "code; then restart the node, which reads that file when it starts.",
         )
     factory = model.factory if model is not None else None
     if factory is not None and factory not in config.policy.allowed_factories:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import math
 from collections.abc import Iterator, Mapping  # noqa: TC003 - read when the file is
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tacit.core.configuration import Resolved, load_config
 from tacit.core.specification import PrivacyMode, Scalar
 
 CONFIG_NAME = "client.toml"
+CHANGED = "client.toml changed since the node started: restart to apply"
 GIB = 1024**3
 
 
@@ -208,6 +210,14 @@ def load_client_config(path: Path) -> Resolved[ClientConfig]:
     return dataclasses.replace(resolved, value=anchored(resolved.value, path.parent))
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of client.toml as it lies there now, in hex; empty if it is gone."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def anchored(config: ClientConfig, folder: Path) -> ClientConfig:
     """Make every path of a configuration absolute, relative to ``folder``."""
     folder = folder.resolve()
@@ -227,6 +237,7 @@ def anchored(config: ClientConfig, folder: Path) -> ClientConfig:
 
 SAMPLE = """\
 # What this owner has, and what may happen to it. `tacit client check` tells what is wrong.
+# A node reads this file when it starts: restart it (`tacit client start`) after a change.
 
 [data_sets.default]
 path = "data.csv"          # relative to this file

@@ -20,7 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tacit.client.configuration import CONFIG_NAME, ClientConfig, load_client_config
+from tacit.client.configuration import (
+    CHANGED,
+    CONFIG_NAME,
+    ClientConfig,
+    file_digest,
+    load_client_config,
+)
 from tacit.client.dispatch import Dispatcher
 from tacit.client.isolation import Isolation, probe
 from tacit.client.link import Link
@@ -32,6 +38,7 @@ from tacit.client.runs import Surroundings
 from tacit.client.status import Connection, as_json, read_status
 from tacit.client.store import STORE_NAME, Store, open_store
 from tacit.client.workers import Workers
+from tacit.core.errors import RefusedError
 from tacit.core.files import write_atomic
 from tacit.core.membership import Membership
 from tacit.core.specification import PrivacyMode, RunSpec
@@ -66,7 +73,14 @@ class Assembled:
     membership: Membership
     identity: MemberIdentity
     config: ClientConfig
+    config_path: Path
+    config_sha256: str
     isolation: Isolation
+
+    @property
+    def config_changed(self) -> bool:
+        """Whether client.toml is no longer the file that this daemon goes by."""
+        return file_digest(self.config_path) != self.config_sha256
 
 
 def run_client(home: Path) -> None:
@@ -86,7 +100,9 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     """Open everything that a node needs, and close it again."""
     membership = Membership(state.path / IDENTITY_FOLDER)
     identity = membership.identity
-    config = load_client_config(state.path / CONFIG_NAME).value
+    config_path = state.path / CONFIG_NAME
+    config_sha256 = file_digest(config_path)  # first: what changes meanwhile counts as changed
+    config = load_client_config(config_path).value
     isolation = probe()
     store = open_store(state.path / STORE_NAME)
     workers = Workers(state.path / "logs", policy=config.policy)
@@ -110,6 +126,8 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
             membership=membership,
             identity=identity,
             config=config,
+            config_path=config_path,
+            config_sha256=config_sha256,
             isolation=isolation,
         )
     finally:
@@ -194,8 +212,15 @@ class Verbs:
         return answer
 
     async def approve(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Approve a run by hand."""
-        answer: dict[str, Any] = as_json(await self._dispatcher.approve(str(request["run_id"])))
+        """Approve a run by hand; a refusal says if the policy in force is not the file's."""
+        try:
+            judgement = await self._dispatcher.approve(str(request["run_id"]))
+        except RefusedError as error:
+            if not await asyncio.to_thread(lambda: self._parts.config_changed):
+                raise
+            hint = f"{CHANGED}. {error.hint}".removesuffix(". ")
+            raise RefusedError(error.code, error.message, hint=hint) from error
+        answer: dict[str, Any] = as_json(judgement)
         return answer
 
     async def deny(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +236,7 @@ class Verbs:
             address=dispatcher.last_address,
             problem=f"{error.message} [{error.code}]" if error is not None else "",
             isolation=self._parts.isolation.what,
+            config_sha256=self._parts.config_sha256,
         )
 
 

@@ -8,6 +8,7 @@ about the data leaves: the server hears what any joining node tells it.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
 import importlib.metadata
@@ -18,10 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tacit.client.configuration import CONFIG_NAME, DataSet, load_client_config
+from tacit.client.configuration import (
+    CHANGED,
+    CONFIG_NAME,
+    DataSet,
+    file_digest,
+    load_client_config,
+)
 from tacit.client.daemon import IDENTITY_FOLDER, PROTOCOL_VERSION
 from tacit.client.isolation import probe
 from tacit.client.link import probe_server
+from tacit.client.local import ask_daemon
 from tacit.client.preparation import Preparation, PrepareJob
 from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
@@ -85,6 +93,9 @@ async def check_client(
         config = None
     else:
         yield Finding(subject="configuration", grade=Grade.OK, text=CONFIG_NAME)
+    running = await asyncio.to_thread(_running, state)
+    if running is not None:
+        yield running
     yield _isolation()
     if config is not None:
         for finding in _data_sets(config, run):
@@ -125,6 +136,18 @@ def _certificate(membership: Membership, now: Callable[[], float]) -> Finding:
             hint="The daemon renews it while it is connected: start it.",
         )
     return Finding(subject="certificate", grade=Grade.OK, text=who)
+
+
+def _running(state: StateDirectory) -> Finding | None:
+    """Say whether a daemon that runs goes by client.toml as it is now; None if none runs."""
+    try:
+        connection = ask_daemon(state, "status")["connection"]
+    except TacitError:
+        return None
+    if connection.get("config_sha256") == file_digest(state.path / CONFIG_NAME):
+        return Finding(subject="node", grade=Grade.OK, text=f"it runs, by this {CONFIG_NAME}")
+    hint = "Stop it (Ctrl-C or SIGTERM loses nothing), then: tacit client start"
+    return Finding(subject="node", grade=Grade.WARNING, text=CHANGED, hint=hint)
 
 
 def _isolation() -> Finding:

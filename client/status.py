@@ -28,12 +28,14 @@ class Connection:
         address: where the server is, or was last tried.
         problem: why it is not connected.
         isolation: the means by which workers are confined here.
+        config_sha256: of client.toml when the daemon read it; empty while none runs.
     """
 
     state: str
     address: str = ""
     problem: str = ""
     isolation: tuple[str, ...] = ()
+    config_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.cli.main import run
-from tacit.client.configuration import DataSet
+from tacit.client.configuration import CHANGED, DataSet
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob
@@ -243,3 +243,35 @@ def test_daemon_decides_answers_its_verbs_and_stops_cleanly(home: Path) -> None:
     assert code == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert not (home / "control.sock").exists()
+
+
+def test_running_node_says_that_its_configuration_has_changed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status, check and a refused approval all say that client.toml waits for a restart."""
+    spec = make_spec(data_set="elsewhere")
+
+    async def scenario() -> None:
+        async with Domain.create() as domain:
+            fleet = FakeFleet(spec)
+            _, port = await domain.serve(fleet)
+            domain.member(home / "identity", port)
+            process = start_daemon(home, home / "daemon.log")
+            try:
+                await fleet.until(lambda: fleet.joins)
+                fleet.offer()
+                await fleet.until(lambda: fleet.decisions)
+                arguments = ["client", "status", "--home", str(home)]
+                assert await asyncio.to_thread(run, arguments) == 0
+                assert CHANGED not in capsys.readouterr().out
+                with (home / "client.toml").open("a") as file:
+                    file.write("# another word\n")
+                for arguments in (["status"], ["check"], ["approve", RUN]):
+                    await asyncio.to_thread(run, ["client", *arguments, "--home", str(home)])
+                    said = capsys.readouterr()
+                    assert CHANGED in said.out + said.err, arguments
+            finally:
+                process.kill()
+                process.wait()
+
+    asyncio.run(scenario())
