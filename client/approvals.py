@@ -249,7 +249,7 @@ def judge(offer: Offer, config: ClientConfig) -> Judgement:
     return Judgement(
         verdict=Verdict.PENDING,
         code="E-APPROVAL-PENDING",
-        reason="the policy admits it; a person must say yes: tacit client approve RUN",
+        reason="the policy admits it; a person must say yes",
     )
 
 

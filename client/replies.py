@@ -16,7 +16,7 @@ from tacit.client.configuration import ClientConfig, Journal
 from tacit.client.envelope import Release, verify_release
 from tacit.client.outbox import Outbox, StoredPayload
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
-from tacit.core.errors import ProtocolError, RefusedError, TacitError
+from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
 from tacit.protos import fleet_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
 
@@ -52,6 +52,7 @@ class Replies:
         durable = config.journal is Journal.POWER
         self.outbox = Outbox(folder / "outbox", durable=durable)
         self._states = Outbox(folder / "states", durable=durable)
+        self._logs = folder.absolute() / "logs"
         self._config = config
         self._store = store
         self._clock = clock
@@ -78,7 +79,7 @@ class Replies:
             code = _code_of(
                 answer.reply.failure.reason, foreign=release.specification.app is not None
             )
-            return self.store_failure(head, "failed", code, "the app failed: see its log")
+            return self.store_failure(head, "failed", code, self._with_log(head, "the app failed"))
         stored = self.outbox.store(
             answer.payload,
             f"{head.message_id}.{head.attempt}.{head.manifest.payload_sha256.hex()[:8]}",
@@ -154,7 +155,15 @@ class Replies:
     def store_error(self, head: fleet_pb2.InstructionHead, error: TacitError) -> OutboxEntry:
         """Store, as the answer to an instruction, that nothing may leave."""
         outcome = "refused" if isinstance(error, RefusedError) else "failed"
-        return self.store_failure(head, outcome, error.code, error.message)
+        reason = error.message
+        if isinstance(error, AppError):
+            reason = self._with_log(head, reason)
+        return self.store_failure(head, outcome, error.code, reason)
+
+    def _with_log(self, head: fleet_pb2.InstructionHead, reason: str) -> str:
+        """Add to a reason, which stays here, where the app's log is; a simulated app has none."""
+        log = self._logs / f"{head.run_id}.log"
+        return f"{reason}: see {log}" if log.exists() else reason
 
     def store_failure(
         self, head: fleet_pb2.InstructionHead, outcome: str, code: str, reason: str

@@ -89,7 +89,8 @@ class Runs:
         )
         try:
             parsed = parse_specification(specification)
-            run = dataclasses.replace(run, name=parsed.name, app_sha256=fingerprint_apps(parsed))
+            run = dataclasses.replace(run, name=parsed.name)
+            run = dataclasses.replace(run, app_sha256=fingerprint_apps(parsed))
         except TacitError as error:
             problems = getattr(error, "problems", ())
             reason = "; ".join((error.message, *problems[:5]))
@@ -97,11 +98,16 @@ class Runs:
         epsilon = self.epsilon(parsed, parsed.participation.rounds)
         offer = Offer(specification=parsed, epsilon=epsilon, isolated=self._around.isolated)
         judgement = judge(offer, self._config)
+        reason = judgement.reason
+        if judgement.verdict is Verdict.PENDING:
+            reason += (
+                f". Read it: tacit client status {run_id}; then: tacit client approve {run_id}"
+            )
         judged = dataclasses.replace(
             run,
             verdict=judgement.verdict,
             code=judgement.code,
-            reason=judgement.reason,
+            reason=reason,
             decided_by=judgement.by,
             epsilon=epsilon,
         )

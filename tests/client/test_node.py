@@ -9,10 +9,19 @@ import pytest
 
 from tacit.client.approvals import Verdict
 from tacit.client.configuration import Approval
-from tacit.core.errors import DataError, ProtocolError, RefusedError, UnavailableError, UsageError
+from tacit.core.errors import (
+    AppError,
+    DataError,
+    ProtocolError,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
 from tacit.core.specification import (
+    AppSpec,
     ParticipationSpec,
     PrivacyMode,
+    ReplySpec,
     canonical_json,
     specification_sha256,
 )
@@ -104,7 +113,9 @@ def test_pending_run_waits_for_a_person_and_keeps_the_word(tmp_path: Path) -> No
     """Approval by hand survives a second offer and a restart."""
     config = make_config(tmp_path, approve=Approval.ASK)
     node, runner = make_node(tmp_path, config)
-    assert offer(node, make_spec()).verdict is Verdict.PENDING
+    pending = offer(node, make_spec())
+    assert pending.verdict is Verdict.PENDING
+    assert pending.reason.index(f"status {RUN}") < pending.reason.index(f"approve {RUN}")
     assert runner.begun == []
     assert node.approve(RUN).by == "hand"
     assert runner.begun == [RUN]
@@ -200,6 +211,26 @@ def test_foreign_code_of_a_failure_cannot_carry_anything(tmp_path: Path) -> None
     assert codes == ["E-DATA-CONTRACT", "E-APP-FAILED"]
 
 
+def test_failure_names_the_log_to_the_owner_only(tmp_path: Path) -> None:
+    """The decision log has the absolute path of the app's log; the server gets the code alone."""
+
+    def answer(_: pipe_pb2.WorkerCall) -> Any:
+        if len(runner.calls) > 1:
+            raise AppError("E-APP-DIED", "the app's process ended with status 1")
+        return "E-APP-FAILED"
+
+    node, runner = make_node(tmp_path, make_config(tmp_path), answer)
+    offer(node, make_spec())
+    log = tmp_path / "logs" / f"{RUN}.log"
+    log.parent.mkdir()
+    log.write_text("it broke")
+    for number in (1, 2):
+        head, payload = instruction(make_spec(), number)
+        entry = node.answer(head, payload)
+        assert str(log) in node.store.list_decisions(limit=1)[0].reason
+        assert str(tmp_path).encode() not in entry.head
+
+
 def test_unknown_fields_of_a_manifest_do_not_leave(tmp_path: Path) -> None:
     """Bytes that an app hides in fields nobody knows are dropped."""
 
@@ -293,3 +324,18 @@ def test_every_mode_without_mechanism_is_denied(tmp_path: Path) -> None:
         folder.mkdir()
         node, _ = make_node(folder, config)
         assert offer(node, spec).code == "E-MODE-NOT-BUILT"
+
+
+def test_denied_run_whose_app_is_missing_keeps_its_name(tmp_path: Path) -> None:
+    """The owner sees which run it was."""
+    node, _ = make_node(tmp_path, make_config(tmp_path))
+    spec = make_spec(
+        model=None,
+        training=None,
+        privacy=open_mode(),
+        app=AppSpec(client="no_such_package.app:app"),
+        results={"train": ReplySpec()},
+    )
+    judgement = offer(node, spec)
+    assert judgement.code == "E-APP-MISSING"
+    assert node.store.list_runs()[0].name == "heart"
