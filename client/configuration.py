@@ -140,7 +140,7 @@ class Policy:
         max_workers: apps kept in memory at once; further runs start theirs when first called.
     """
 
-    modes: tuple[PrivacyMode, ...] = (PrivacyMode.RECORD_DISTRIBUTED, PrivacyMode.RECORD_LOCAL)
+    modes: tuple[PrivacyMode, ...] = (PrivacyMode.RECORD_LOCAL,)
     max_epsilon_per_run: float = 3.0
     min_clients: int = 2
     allow_exact_metrics: bool = False
@@ -245,7 +245,7 @@ format = "csv"             # csv, parquet, npz or images
 records = 1000             # a PUBLIC bound on the number of records; never derive it from the file
 
 [policy]
-modes = ["record-distributed", "record-local"]
+modes = ["record-local"]
 max_epsilon_per_run = 3.0
 approve = "ask"            # a person: `tacit client approve RUN`; or "rule"
 """

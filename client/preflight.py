@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tacit.client.approvals import BUILT_MODES
 from tacit.client.configuration import (
     CHANGED,
     CONFIG_NAME,
@@ -98,7 +99,7 @@ async def check_client(
         yield running
     yield _isolation()
     if config is not None:
-        for finding in _data_sets(config, run):
+        for finding in (*_modes(config), *_data_sets(config, run)):
             yield finding
     if enrolled.grade is not Grade.WRONG:
         for address in membership.addresses:
@@ -168,6 +169,17 @@ def _isolation() -> Finding:
         hint="Only Tacit's own app runs here. A kernel with Landlock (5.13 or later), and a "
         "container that allows it, confine the others.",
     )
+
+
+def _modes(config: ClientConfig) -> Iterator[Finding]:
+    missing = [mode.value for mode in config.policy.modes if mode not in BUILT_MODES]
+    if missing:
+        yield Finding(
+            subject="policy",
+            grade=Grade.WARNING,
+            text=f"this version does not build {', '.join(missing)}: such runs are denied",
+            hint=f"Built are {', '.join(mode.value for mode in BUILT_MODES)}; correct `modes`.",
+        )
 
 
 def _data_sets(config: ClientConfig, run: Path | None) -> Iterator[Finding]:

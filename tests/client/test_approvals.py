@@ -76,7 +76,7 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         ({}, {}, "approved"),
         ({"privacy": open_mode()}, {}, "E-POLICY-MODE"),
         ({"privacy": open_mode()}, OPEN, "approved"),
-        ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, {}, "E-MODE-NOT-BUILT"),
+        ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, OPEN, "E-MODE-NOT-BUILT"),
         ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-UNIT-NOT-BUILT"),
         ({"privacy": private(delta=0.01)}, {}, "E-POLICY-DELTA"),
         ({"data_set": "other"}, {}, "E-POLICY-DATA-SET"),

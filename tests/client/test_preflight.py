@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.cli.main import run
-from tacit.client.configuration import CHANGED, DataSet
+from tacit.client.configuration import CHANGED, SAMPLE, DataSet
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob
@@ -275,3 +275,13 @@ def test_running_node_says_that_its_configuration_has_changed(
                 process.wait()
 
     asyncio.run(scenario())
+
+
+def test_check_remarks_on_modes_that_are_not_built(home: Path) -> None:
+    """A mode that the owner wrote and this version lacks is named; the template has none such."""
+    (home / "client.toml").write_text(SAMPLE)
+    assert "policy" not in check(home)
+    (home / "client.toml").write_text(CONFIG + '[policy]\nmodes = ["record-distributed"]\n')
+    found = check(home)["policy"]
+    assert found.grade is Grade.WARNING
+    assert "record-distributed" in found.text
