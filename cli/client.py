@@ -22,7 +22,7 @@ from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.status import Connection, as_json, read_status
-from tacit.client.store import STORE_NAME, open_store
+from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.identity import Role, parse_token
@@ -38,7 +38,10 @@ Home = Annotated[
     typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-RunId = Annotated[str, typer.Argument(help="A run id, from `tacit client status`.")]
+RunId = Annotated[
+    str,
+    typer.Argument(help="A run id, or a unique beginning of one, from `tacit client status`."),
+]
 
 
 @app.command()
@@ -136,7 +139,7 @@ def status(
     """Show runs, the verdicts on them, what left and when, and what was refused and why."""
     state = _opened(home)
     if run_id is not None:
-        asked = _asked(state, run_id)
+        asked = _asked(_found(state, run_id))
         emit(asked if json else _said(asked), json=json)
         return
     value = _status(state)
@@ -149,7 +152,9 @@ def status(
 @app.command()
 def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
     """Say yes to a run that the policy admits."""
-    emit(_decide(_opened(home), "approve", run_id=run_id), json=json)
+    state = _opened(home)
+    value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
+    emit(value if json else _said(value), json=json)
 
 
 @app.command()
@@ -161,7 +166,9 @@ def deny(
     json: Json = False,
 ) -> None:
     """Say no to a run; if it is under way here, it stops at once."""
-    emit(_decide(_opened(home), "deny", run_id=run_id, reason=reason), json=json)
+    state = _opened(home)
+    value = _decide(state, "deny", run_id=_found(state, run_id).run_id, reason=reason)
+    emit(value if json else _said(value), json=json)
 
 
 @app.command()
@@ -180,7 +187,8 @@ def leave(home: Home = None, *, json: Json = False) -> None:
         for path in (state.path / IDENTITY_FOLDER).iterdir():
             path.unlink()
         (state.path / IDENTITY_FOLDER).rmdir()
-    emit({"left": name, "server": address, "home": state.path}, json=json)
+    value = {"left": name, "server": address, "home": state.path}
+    emit(value if json else _said(value), json=json)
 
 
 def _home(home: Path | None) -> Path:
@@ -191,8 +199,8 @@ def _opened(home: Path | None) -> StateDirectory:
     return open_state(_home(home), create=False)
 
 
-def _asked(state: StateDirectory, run_id: str) -> dict[str, Any]:
-    """Return the node's word on one run, and the specification that the word covers."""
+def _found(state: StateDirectory, run_id: str) -> RunRecord:
+    """Return the run of this id, or whose id alone begins so."""
     path = state.path / STORE_NAME
     store = open_store(path, read_only=True) if path.exists() else None
     try:
@@ -208,13 +216,19 @@ def _asked(state: StateDirectory, run_id: str) -> dict[str, Any]:
             f"{len(found)}",
             hint="`tacit client status` lists the runs that were offered to this node.",
         )
+    return found[0]
+
+
+def _asked(run: RunRecord) -> dict[str, Any]:
+    """Return the node's word on one run, and the specification that the word covers."""
     return {
-        "run_id": found[0].run_id,
-        "verdict": found[0].verdict.value,
-        "reason": found[0].reason,
-        "epsilon": found[0].epsilon,
-        "specification_sha256": found[0].specification_sha256.hex(),
-        "asks": json_module.loads(found[0].specification),
+        "run_id": run.run_id,
+        "name": run.name,
+        "verdict": run.verdict.value,
+        "reason": run.reason,
+        "epsilon": run.epsilon,
+        "specification_sha256": run.specification_sha256.hex(),
+        "asks": json_module.loads(run.specification),
     }
 
 

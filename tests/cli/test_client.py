@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 from tacit.cli.main import run
 from tacit.client.approvals import Verdict
 from tacit.client.store import STORE_NAME, RunRecord, open_store
+from tests.client.fake_fleet import Domain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,3 +62,25 @@ def test_an_ambiguous_beginning_names_no_run(
     """Two runs that begin alike are not confused."""
     assert run(["client", "status", "r-0000000", "--home", str(home)]) == 2
     assert "fits 2" in capsys.readouterr().err
+
+
+def test_an_owner_decides_by_a_unique_beginning(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Approve and deny take the ids that status takes, and say nothing that is empty."""
+    Domain.create().member(home / "identity", 1)
+    (home / "client.toml").write_text("")
+    assert run(["client", "deny", "r-0000000", "--home", str(home)]) == 2
+    assert "fits 2" in capsys.readouterr().err
+    assert run(["client", "deny", "r-0000000a", "--home", str(home)]) == 0
+    assert "verdict: denied" in capsys.readouterr().out
+    store = open_store(home / STORE_NAME)
+    first = store.load_run("r-0000000a")
+    assert first is not None
+    store.save_run(dataclasses.replace(first, run_id="r-11111111", ended=""))
+    store.close()
+    assert run(["client", "deny", "r-1", "--home", str(home)]) == 0
+    assert run(["client", "status", "r-1", "--home", str(home), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "denied" in out
+    assert run(["client", "approve", "r-7", "--home", str(home)]) == 2
