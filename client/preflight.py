@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _EXPIRES_SOON = dt.timedelta(days=14)
 _CLOCK_TOLERANCE_S = 120.0
+_COLUMNS_SHOWN = 20
 
 
 class Grade(enum.Enum):
@@ -212,7 +213,27 @@ def _data_set(name: str, data_set: DataSet) -> Finding:
             text=f"{data_set.path} cannot be read by user {os.geteuid()}",
             hint="Give this user the right to read it.",
         )
-    text = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
+    return _survey(subject, data_set)
+
+
+def _survey(subject: str, data_set: DataSet) -> Finding:
+    """Read the data set as a run would, without a run's contract."""
+    try:
+        survey = Preparation().survey(data_set)
+    except TacitError as error:
+        return _wrong(subject, error)
+    what = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
+    if survey is None:
+        return Finding(subject=subject, grade=Grade.OK, text=f"{what}: exists; not read: use --run")
+    more = ", ..." if len(survey.columns) > _COLUMNS_SHOWN else ""
+    columns = ", ".join(survey.columns[:_COLUMNS_SHOWN]) + more
+    text = f"{what}: {survey.records} records, {len(survey.columns)} columns ({columns})"
+    if survey.records == 0:
+        hint = "A run needs records: see `path`, `separator` and `header` in client.toml."
+        return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
+    if survey.records > data_set.records:
+        hint = "More than declared: raise `records`; it bounds delta and scales every step."
+        return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
     return Finding(subject=subject, grade=Grade.OK, text=text)
 
 

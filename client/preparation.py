@@ -10,9 +10,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tacit.client.configuration import DataFormat, DataSet
 from tacit.core.errors import DataError, UnavailableError
@@ -20,6 +22,7 @@ from tacit.core.errors import DataError, UnavailableError
 PREPARED_NAME = "prepared.safetensors"
 SPLIT_NAME = "split.json"
 _TIMEOUT_S = 3600.0  # a data set that takes longer to read belongs into another format
+_READ_WITHOUT_CONTRACT = (DataFormat.CSV, DataFormat.PARQUET)  # the others need its shapes
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
 
 
@@ -28,7 +31,7 @@ class PrepareJob:
     """One data set to be made ready for one run.
 
     Attributes:
-        specification: canonical JSON.
+        specification: canonical JSON; empty to look at the data set only.
         data_set: where the records are.
         folder: where ``prepared.safetensors`` and ``split.json`` go.
         split_key: the owner's key, under which row hashes are made.
@@ -79,6 +82,19 @@ class PrepareJob:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a data set holds, before any contract: for its owner's eyes.
+
+    Attributes:
+        columns: as the file names them.
+        records: how many there are.
+    """
+
+    columns: tuple[str, ...]
+    records: int
+
+
 class Preparation:
     """Makes data sets ready, each in a process of its own; safe to use from several threads."""
 
@@ -94,9 +110,29 @@ class Preparation:
             DataError: the file does not keep the run's contract; rows are named by number.
             UnavailableError: the process failed.
         """
+        self._answered(job)
+
+    def survey(self, data_set: DataSet) -> Survey | None:
+        """Read a data set without a contract; None where its format cannot be read so.
+
+        Raises:
+            DataError: it is not of the format that client.toml says.
+            UnavailableError: the process failed.
+        """
+        if data_set.format not in _READ_WITHOUT_CONTRACT:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            job = PrepareJob(
+                specification=b"", data_set=data_set, folder=Path(folder), split_key=bytes(32)
+            )
+            answer = self._answered(job)
+        return Survey(columns=tuple(answer["columns"]), records=int(answer["records"]))
+
+    def _answered(self, job: PrepareJob) -> dict[str, Any]:
+        """Return a process' answer, unless that is an error."""
         try:
             output = self._run(job.encode())
-            answer = json.loads(output)
+            answer: dict[str, Any] = json.loads(output)
             code, message = str(answer["code"]), str(answer["message"])
             problems, hint = tuple(map(str, answer["problems"])), str(answer["hint"])
         except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
@@ -107,6 +143,7 @@ class Preparation:
             ) from error
         if code:
             raise DataError(code, message, problems=problems, hint=hint)
+        return answer
 
     def close(self) -> None:
         """Kill what is still running."""

@@ -15,12 +15,13 @@ from tacit.client.isolation import Confinement, isolate
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, PrepareJob
 from tacit.core.configuration import from_plain
 from tacit.core.errors import DataError, TacitError
-from tacit.core.specification import RunSpec, TrainingSpec
+from tacit.core.specification import DataSpec, RunSpec, TrainingSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tacit.learning.loaders import Raw
+    from tacit.client.configuration import DataSet
+    from tacit.learning.loaders import Raw, Source
 
 _MEMORY_BYTES = 64 << 30
 _FILE_BYTES = 64 << 30
@@ -35,7 +36,7 @@ def prepare_data(job: PrepareJob) -> None:
     """
     # pandas loads after confinement, and never in a daemon that imports this module
     from tacit.learning.contract import encode  # noqa: PLC0415
-    from tacit.learning.loaders import Source, load_raw  # noqa: PLC0415
+    from tacit.learning.loaders import load_raw  # noqa: PLC0415
     from tacit.learning.prepared import divide, save_prepared  # noqa: PLC0415
     from tacit.learning.splits import save_split, split_records  # noqa: PLC0415
 
@@ -43,14 +44,7 @@ def prepare_data(job: PrepareJob) -> None:
     if specification.data is None:
         raise DataError("E-DATA-CONTRACT", "the run declares no data contract")
     data_set = job.data_set
-    source = Source(
-        path=data_set.path,
-        format=data_set.format.value,
-        separator=data_set.separator,
-        header=data_set.header,
-        columns=data_set.columns,
-    )
-    raw = load_raw(source, specification.data)
+    raw = load_raw(_source(data_set), specification.data)
     prepared = encode(specification.data, raw)
     training = specification.training or TrainingSpec(learning_rate=1.0)
     split = split_records(
@@ -61,6 +55,34 @@ def prepare_data(job: PrepareJob) -> None:
     )
     save_split(job.folder / SPLIT_NAME, split, prepared, key=job.split_key)
     save_prepared(job.folder / PREPARED_NAME, divide(prepared, split, records=data_set.records))
+
+
+def survey_data(job: PrepareJob) -> dict[str, object]:
+    """Load a table and name its columns and the number of its records.
+
+    Raises:
+        DataError: the file is not what client.toml says it is.
+        UnavailableError: the file cannot be opened.
+    """
+    from tacit.learning.loaders import RawImages, load_raw  # noqa: PLC0415 - see prepare_data
+
+    raw = load_raw(_source(job.data_set), DataSpec(classes=()))  # a table; no word of it is used
+    if isinstance(raw, RawImages):
+        raise DataError("E-DATA-FORMAT", "expected a table, got images")
+    _subjects(raw, job.data_set.subject)
+    return {"columns": [str(name) for name in raw.columns], "records": len(raw)}
+
+
+def _source(data_set: DataSet) -> Source:
+    from tacit.learning.loaders import Source  # noqa: PLC0415 - see prepare_data
+
+    return Source(
+        path=data_set.path,
+        format=data_set.format.value,
+        separator=data_set.separator,
+        header=data_set.header,
+        columns=data_set.columns,
+    )
 
 
 def _subjects(raw: Raw, column: str) -> Sequence[str] | None:
@@ -90,7 +112,10 @@ def main() -> int:
     )
     answer: dict[str, object] = {"code": "", "message": "", "problems": [], "hint": ""}
     try:
-        prepare_data(job)
+        if job.specification:
+            prepare_data(job)
+        else:
+            answer |= survey_data(job)
     except TacitError as error:
         problems = list(getattr(error, "problems", ()))
         answer = {"code": error.code, "message": error.message, "problems": problems}

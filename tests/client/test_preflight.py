@@ -285,3 +285,27 @@ def test_check_remarks_on_modes_that_are_not_built(home: Path) -> None:
     found = check(home)["policy"]
     assert found.grade is Grade.WARNING
     assert "record-distributed" in found.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "grade", "said"),
+    [
+        (ROWS, CONFIG, Grade.OK, "40 records, 2 columns (age, label)"),
+        (ROWS, CONFIG.replace("100", "39"), Grade.WRONG, "40 records"),
+        ("age,label\n", CONFIG, Grade.WRONG, "0 records"),
+        (ROWS + "1,2,3\n", CONFIG, Grade.WRONG, "cannot be read as csv"),
+        (ROWS, CONFIG + 'format = "parquet"\n', Grade.WRONG, "cannot be read as parquet"),
+        (ROWS, CONFIG + 'subject = "who"\n', Grade.WRONG, "subject"),
+        (ROWS, CONFIG + 'format = "npz"\n', Grade.OK, "not read: use --run"),
+    ],
+)
+def test_check_reads_the_data_sets(
+    home: Path, rows: str, config: str, grade: Grade, said: str
+) -> None:
+    """A data set is well only if it was read, and then its columns and records are named."""
+    (home / "data.csv").write_text(rows)
+    (home / "client.toml").write_text(config)
+    found = check(home)["data set default"]
+    assert found.grade is grade
+    assert said in found.text
+    assert found.hint or grade is Grade.OK
