@@ -21,7 +21,7 @@ from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
-from tacit.client.status import Connection, as_json, read_status
+from tacit.client.status import REVOKED, Connection, as_json, read_status, resting
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -269,7 +269,7 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
                 store,
                 member=identity.name,
                 node_id=identity.node_id,
-                connection=Connection(state="stopped"),
+                connection=resting(store, serial=identity.serial),
             )
         )
     finally:
@@ -299,7 +299,7 @@ def _show(value: dict[str, Any]) -> None:
         typer.echo(f"  {connection['problem']}")
     if value.get("config_changed"):
         typer.echo(f"  {CHANGED}")
-    if connection["state"] != "stopped":
+    if connection["state"] not in ("stopped", REVOKED):
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
     typer.echo("\nRuns")
     typer.echo(table_text(_runs_table(value["runs"])))

@@ -35,10 +35,10 @@ from tacit.client.node import Node
 from tacit.client.preparation import Preparation
 from tacit.client.renewal import keep_certificate
 from tacit.client.runs import Surroundings
-from tacit.client.status import Connection, as_json, read_status
-from tacit.client.store import STORE_NAME, Store, open_store
+from tacit.client.status import REVOKED, Connection, as_json, read_status
+from tacit.client.store import STORE_NAME, Decision, Store, open_store
 from tacit.client.workers import Workers
-from tacit.core.errors import RefusedError
+from tacit.core.errors import RefusedError, TrustError
 from tacit.core.files import write_atomic
 from tacit.core.membership import Membership
 from tacit.core.specification import PrivacyMode, RunSpec
@@ -176,7 +176,7 @@ async def _serve(state: StateDirectory, parts: Assembled) -> None:
         try:
             await asyncio.wait([linked, stopped], return_when=asyncio.FIRST_COMPLETED)
             if linked.done():
-                linked.result()
+                _end_of(linked, parts)
         finally:
             logger.info("stopping")
             local.close()
@@ -187,6 +187,23 @@ async def _serve(state: StateDirectory, parts: Assembled) -> None:
             await asyncio.to_thread(parts.workers.close)
             await dispatcher.close()
             state.socket.unlink(missing_ok=True)
+
+
+def _end_of(linked: asyncio.Task[None], parts: Assembled) -> None:
+    """Raise why the link ended; a revocation is remembered for `tacit client status`."""
+    try:
+        linked.result()
+    except TrustError as error:
+        if error.code == "E-MEMBER-REVOKED":
+            revocation = Decision(
+                at_s=time.time(),
+                run_id="",
+                outcome=REVOKED,
+                code=error.code,
+                reason=f"certificate {parts.membership.identity.serial}",
+            )
+            parts.store.log_decision(revocation, keep=parts.config.keep_decisions)
+        raise
 
 
 class Verbs:

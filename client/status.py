@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
 
 
+REVOKED = "revoked"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Connection:
     """The daemon's link to the server.
 
     Attributes:
-        state: ``connected``, ``connecting`` or ``stopped``.
+        state: ``connected``, ``connecting``, ``stopped``, or ``revoked``, which is stopped too.
         address: where the server is, or was last tried.
         problem: why it is not connected.
         isolation: the means by which workers are confined here.
@@ -101,6 +104,22 @@ def read_status(
         outbox=tuple(_waiting(entry) for entry in store.list_replies()),
         decisions=tuple(store.list_decisions(limit=limit)),
     )
+
+
+def resting(store: Store, *, serial: str) -> Connection:
+    """Return the link of a node that does not run: stopped, for good if this was revoked.
+
+    Args:
+        store: what the node remembers.
+        serial: of the certificate that it holds now.
+    """
+    for line in store.list_decisions(limit=50):
+        if line.outcome == REVOKED and line.reason == f"certificate {serial}":
+            return Connection(
+                state=REVOKED,
+                problem="the server has revoked this node; ask the operator for a new token",
+            )
+    return Connection(state="stopped")
 
 
 def as_json(value: object) -> Any:  # noqa: ANN401 - JSON

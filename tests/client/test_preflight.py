@@ -22,6 +22,7 @@ from tacit.client.renewal import is_due
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
+from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain, FakeFleet, eventually
 from tests.client.fakes import RUN, make_spec
 
@@ -275,6 +276,32 @@ def test_running_node_says_that_its_configuration_has_changed(
                 process.wait()
 
     asyncio.run(scenario())
+
+
+def test_status_of_a_revoked_node_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A node that stopped because it was revoked is told from one that was stopped."""
+
+    async def scenario() -> None:
+        async with Domain.create() as domain:
+            fleet = FakeFleet(make_spec())
+            _, port = await domain.serve(fleet)
+            domain.member(home / "identity", port)
+            process = start_daemon(home, home / "daemon.log")
+            try:
+                await fleet.until(lambda: fleet.joins)
+                fleet.send(fleet_pb2.Task(revoked=fleet_pb2.Revoked()))
+                await eventually(lambda: process.poll() is not None)
+            finally:
+                process.kill()
+                process.wait()
+
+    asyncio.run(scenario())
+    assert run(["client", "status", "--home", str(home)]) == 0
+    assert ": revoked" in capsys.readouterr().out
+    (home / "identity").rename(home / "old")
+    Domain.create().member(home / "identity", 1)
+    assert run(["client", "status", "--home", str(home)]) == 0
+    assert ": stopped" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_check_remarks_on_modes_that_are_not_built(home: Path) -> None:
