@@ -179,7 +179,7 @@ def test_a_write_that_the_system_refuses_is_named(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(UnavailableError, match="File too large"):
+        with pytest.raises(UnavailableError, match="E-DISK-FULL"):
             save_arrays(path, {"a": np.ones(3000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
