@@ -69,6 +69,9 @@ class ModelKind(enum.Enum):
     MODULE = "module"
 
 
+_DEFAULT_HIDDEN = {ModelKind.MLP: (64,), ModelKind.CNN: (16, 32)}
+
+
 class PrivacyMode(enum.Enum):
     """Who adds noise to what; docs/architecture.md says what each protects."""
 
@@ -112,6 +115,10 @@ class ModelSpec:
     factory: str | None = None
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.hidden:  # what is approved names the widths, and no later default changes them
+            object.__setattr__(self, "hidden", _DEFAULT_HIDDEN.get(self.kind, ()))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.kind is ModelKind.MODULE) != (self.factory is not None):

@@ -20,8 +20,6 @@ from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, PrivacyMode, RunSpec
 from tacit.learning.contract import input_shape
 
-DEFAULT_MLP = (64,)
-DEFAULT_CNN = (16, 32)
 _GROUPS = 4  # of GroupNorm; widths that it does not divide use one group
 
 Arrays = dict[str, np.ndarray]
@@ -130,9 +128,9 @@ def _make(spec: ModelSpec, data: DataSpec) -> nn.Module:
     if spec.kind is ModelKind.LOGISTIC:
         return _logistic(math.prod(shape), classes)
     if spec.kind is ModelKind.MLP:
-        return _mlp(math.prod(shape), spec.hidden or DEFAULT_MLP, classes)
+        return _mlp(math.prod(shape), spec.hidden, classes)
     if spec.kind is ModelKind.CNN:
-        return _cnn(shape, spec.hidden or DEFAULT_CNN, classes)
+        return _cnn(shape, spec.hidden, classes)
     return _from_factory(spec)
 
 

@@ -55,6 +55,14 @@ def test_canonical_json_survives_the_wire() -> None:
     assert canonical_json(again) == canonical
 
 
+@pytest.mark.parametrize(("kind", "widths"), [("mlp", [64]), ("cnn", [16, 32])])
+def test_default_widths_are_part_of_what_is_approved(kind: str, widths: list[int]) -> None:
+    """A model without ``hidden`` is resolved: the canonical form names its widths."""
+    canonical = canonical_json(parsed(RUN.replace("logistic", kind)))
+    assert json.loads(canonical)["model"]["hidden"] == widths
+    assert canonical_json(from_plain(json.loads(canonical), RunSpec)) == canonical
+
+
 def test_formatting_changes_nothing() -> None:
     """Comments, order, and 1 instead of 1.0 leave the hash that owners approve as it is."""
     tables = RUN.strip().split("\n[")
