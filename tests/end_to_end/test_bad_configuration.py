@@ -124,7 +124,7 @@ def test_data_that_break_the_contract_are_found_by_the_check(played: Federation,
     finally:
         (home / "data.csv").write_text("\n".join(rows) + "\n")
     assert check.code == 3
-    wrong = [line for line in check.out.splitlines() if line.startswith("wrong")]
+    wrong = [line for line in check.out.splitlines() if line.startswith("wrong    contract")]
     assert len(wrong) == 1, check.out
     assert "[E-DATA" in wrong[0]
     assert all(word in wrong[0] for word in words), wrong[0]
