@@ -4,9 +4,9 @@ flwr 1.41 builds messages from process-global identity and has no public way to 
 metadata, or an array without a copy of its bytes. Import this in worker processes and in the
 simulator only: flwr loads gRPC and cryptography, and its identity is one per process.
 
-Apps see ordinary Flower objects. :class:`WireArray` behaves like flwr's Array in every respect but
-the cost: what ``numpy()`` returns is the caller's own to write, as with flwr, and usually no byte
-has been copied for it.
+Apps see ordinary Flower objects. :class:`WireArray` answers an app as flwr's Array does, at less
+cost: what ``numpy()`` returns is the caller's own to write, as with flwr, and usually no byte has
+been copied for it. Its ``object_id`` differs, so Flower's own engine cannot send one: convert it.
 """
 
 from __future__ import annotations
