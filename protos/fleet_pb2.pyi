@@ -31,6 +31,7 @@ class JoinRequest(_message.Message):
     UNIX_TIME_S_FIELD_NUMBER: _builtins.int
     ISOLATED_FIELD_NUMBER: _builtins.int
     DATA_SETS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     protocol_version: _builtins.int
     unix_time_s: _builtins.float
@@ -41,6 +42,10 @@ class JoinRequest(_message.Message):
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names only"""
 
+    @_builtins.property
+    def ledger(self) -> Global___LedgerHead:
+        """of the node's ledger, if it has one"""
+
     def __init__(
         self,
         *,
@@ -49,10 +54,11 @@ class JoinRequest(_message.Message):
         unix_time_s: _builtins.float = ...,
         isolated: _builtins.bool = ...,
         data_sets: _abc.Iterable[_builtins.str] | None = ...,
+        ledger: Global___LedgerHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_sets", b"data_sets", "isolated", b"isolated", "protocol_version", b"protocol_version", "software_version", b"software_version", "unix_time_s", b"unix_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_sets", b"data_sets", "isolated", b"isolated", "ledger", b"ledger", "protocol_version", b"protocol_version", "software_version", b"software_version", "unix_time_s", b"unix_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,6 +75,7 @@ class JoinReply(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """changes at each start of the daemon"""
     node_id: _builtins.int
@@ -78,6 +85,10 @@ class JoinReply(_message.Message):
     chunk_bytes: _builtins.int
     max_message_bytes: _builtins.int
     software_version: _builtins.str
+    @_builtins.property
+    def ledger(self) -> Global___LedgerHead:
+        """the furthest head of this node's ledger that was seen"""
+
     def __init__(
         self,
         *,
@@ -88,14 +99,94 @@ class JoinReply(_message.Message):
         chunk_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         software_version: _builtins.str = ...,
+        ledger: Global___LedgerHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "heartbeat_s", b"heartbeat_s", "max_message_bytes", b"max_message_bytes", "node_id", b"node_id", "server_id", b"server_id", "software_version", b"software_version", "unix_time_s", b"unix_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "heartbeat_s", b"heartbeat_s", "ledger", b"ledger", "max_message_bytes", b"max_message_bytes", "node_id", b"node_id", "server_id", b"server_id", "software_version", b"software_version", "unix_time_s", b"unix_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinReply: _TypeAlias = JoinReply  # noqa: Y015
+
+@_typing.final
+class LedgerHead(_message.Message):
+    """Where a node's ledger ends, signed by the node's enrolment key. Heads only ever grow: a shorter
+    ledger, or another entry at the same place, is one that was rolled back or copied.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEDGER_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    ledger_id: _builtins.bytes
+    entries: _builtins.int
+    sha256: _builtins.bytes
+    """of the last entry, which holds the one before it"""
+    public_key: _builtins.bytes
+    """Ed25519; its hash stands in the node's certificate"""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        ledger_id: _builtins.bytes = ...,
+        entries: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        public_key: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "ledger_id", b"ledger_id", "public_key", b"public_key", "sha256", b"sha256", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerHead: _TypeAlias = LedgerHead  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """What a release cost the records behind it, by the owner's ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    RELATION_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """"record", "subject" or "client" """
+    relation: _builtins.str
+    side: _builtins.str
+    """whose records: "train" or "validation" """
+    epsilon: _builtins.float
+    """of this run so far, on this side"""
+    delta: _builtins.float
+    @_builtins.property
+    def ledger(self) -> Global___LedgerHead:
+        """after the charge"""
+
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        relation: _builtins.str = ...,
+        side: _builtins.str = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        ledger: Global___LedgerHead | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "ledger", b"ledger", "relation", b"relation", "side", b"side", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
@@ -483,6 +574,7 @@ class ReplyHead(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
     CREATED_AT_S_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     message_id: _builtins.str
     """of the instruction that it answers"""
@@ -492,6 +584,10 @@ class ReplyHead(_message.Message):
     def manifest(self) -> _records_pb2.Manifest: ...
     @_builtins.property
     def failure(self) -> _records_pb2.AppFailure: ...
+    @_builtins.property
+    def claim(self) -> Global___Claim:
+        """in every mode but "none" """
+
     def __init__(
         self,
         *,
@@ -501,10 +597,11 @@ class ReplyHead(_message.Message):
         failure: _records_pb2.AppFailure | None = ...,
         ttl_s: _builtins.float = ...,
         created_at_s: _builtins.float = ...,
+        claim: Global___Claim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "manifest", b"manifest", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "failure", b"failure", "manifest", b"manifest", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_s", b"created_at_s", "failure", b"failure", "manifest", b"manifest", "message_id", b"message_id", "outcome", b"outcome", "run_id", b"run_id", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "created_at_s", b"created_at_s", "failure", b"failure", "manifest", b"manifest", "message_id", b"message_id", "outcome", b"outcome", "run_id", b"run_id", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["manifest", "failure"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -84,7 +84,7 @@ def run_server_app(task: RunTask, grid: TacitGrid, checkpoint: Checkpoint) -> No
     model = context.state.get("model")
     if isinstance(model, ArrayRecord):
         save_arrays(task.folder.model, {name: item.numpy() for name, item in model.items()})
-    manifest.finish()
+    manifest.finish(grid.claims)
 
 
 def quiet_flower() -> None:

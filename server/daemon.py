@@ -43,6 +43,7 @@ from tacit.server.authority import Membership, Terms
 from tacit.server.certificate import ensure_server_certificate, read_server_certificate
 from tacit.server.configuration import JournalMode, ServerConfig, split_address
 from tacit.server.journal import JournalSurroundings
+from tacit.server.ledger_heads import LedgerHeads
 from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.scheduler import Scheduler
 from tacit.server.services.access import (
@@ -174,6 +175,7 @@ class Daemon:
         self._names = membership.names()
         self.sessions = Sessions()
         runs_folder = make_runs_folder(self._state.path)
+        heads = LedgerHeads(self._store, now=time.time)
         surroundings = JournalSurroundings(
             store=self._store,
             limits=self._config.limits,
@@ -181,6 +183,7 @@ class Daemon:
             grace_s=self._config.times.grace_s,
             tell=self.sessions.send,
             member=lambda node_id: self._names.get(node_id, str(node_id)),
+            keep_head=heads.keep,
             changed=self._changed,
             now=time.time,
             clock=time.monotonic,
@@ -209,6 +212,7 @@ class Daemon:
             membership=membership,
             sessions=self.sessions,
             scheduler=self.scheduler,
+            ledger_heads=heads,
         )
         control = ControlService(
             config=self._config,

@@ -28,6 +28,7 @@ from tacit.protos.codec import decode_records, encode_records
 from tacit.protos.fleet_pb2 import InstructionHead, ReplyHead
 from tacit.protos.flower import empty_run, flower_run_id, make_instruction, make_reply
 from tacit.protos.records_pb2 import AppFailure
+from tacit.server.claims import plain_claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,6 +85,7 @@ class TacitGrid(Grid):
 
     Attributes:
         next_sequence: the number of the next message or question to the port.
+        claims: what owners' ledgers say that the run has cost, the latest, by node and side.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class TacitGrid(Grid):
         self._group_id = ""
         self._clock = clock
         self.next_sequence = next_sequence
+        self.claims: dict[str, dict[str, Any]] = {}
 
     @property
     def port(self) -> GridPort:
@@ -253,6 +256,9 @@ class TacitGrid(Grid):
             if instruction is None:
                 continue  # answered before, or not ours: a reply counts once
             content = None
+            if result.head.HasField("claim"):
+                sides = self.claims.setdefault(str(result.node_id), {})
+                sides[result.head.claim.side] = plain_claim(result.head.claim)
             if result.head.WhichOneof("outcome") == "manifest":
                 content = decode_records(result.head.manifest, result.payload)
             replies.append(

@@ -64,9 +64,11 @@ class RunManifest:
     ) -> RunManifest:
         """Start a manifest, or take up the one of an interrupted run after its last checkpoint."""
         rounds: list[dict[str, Any]] = []
+        claims: dict[str, Any] = {}
         if finished_rounds and folder.manifest.exists():
             before = json.loads(folder.manifest.read_bytes())
             rounds = [entry for entry in before["rounds"] if entry["round"] <= finished_rounds]
+            claims = before.get("claims", {})
         canonical = canonical_json(run)
         content = {
             "format": FORMAT,
@@ -80,18 +82,21 @@ class RunManifest:
             "initial_sha256": _sha256_or_none(folder),
             "model_sha256": None,
             "rounds": rounds,
+            "claims": claims,
         }
         manifest = cls(folder, content)
         manifest.write()
         return manifest
 
-    def add(self, entry: RoundEntry) -> None:
-        """Add a finished round."""
+    def add(self, entry: RoundEntry, claims: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add a finished round, and what owners' ledgers say that the run has cost by now."""
+        self._claim(claims)
         self._content["rounds"].append(asdict(entry) | {"seconds": round(entry.seconds, 3)})
         self.write()
 
-    def finish(self) -> None:
+    def finish(self, claims: Mapping[str, Mapping[str, Any]]) -> None:
         """Mark the run as finished, with the hash of its model."""
+        self._claim(claims)
         self._content["status"] = "finished"
         if self._folder.model.exists():
             self._content["model_sha256"] = sha256_file(self._folder.model).hex()
@@ -101,6 +106,11 @@ class RunManifest:
         """Mark the run as failed or stopped; the rounds that it finished stay."""
         self._content |= {"status": status, "code": code, "reason": reason}
         self.write()
+
+    def _claim(self, claims: Mapping[str, Mapping[str, Any]]) -> None:
+        known = self._content["claims"]
+        for node_id, sides in claims.items():
+            known[node_id] = {**known.get(node_id, {}), **sides}
 
     def write(self) -> None:
         """Write the file whole or not at all."""

@@ -11,31 +11,36 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from tacit.core.errors import ProtocolError
+from tacit.core.errors import ProtocolError, TrustError
 from tacit.core.events import EventKind
+from tacit.core.results import result_schema
+from tacit.core.specification import PrivacyMode
 from tacit.protos import fleet_pb2
 from tacit.protos.payload import map_payload
 from tacit.protos.records_pb2 import AppFailure
+from tacit.server.claims import plain_epsilon, verify_claim
 from tacit.server.grid_messages import head_for_node, receipt_of
 from tacit.server.journal import Changes, RunJournal
+from tacit.server.ledger_heads import head_of_message
 from tacit.server.replies import stable_code, verify_finite, verify_reply
 from tacit.server.rounds import Entry, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tacit.core.specification import ReplySpec
+    from tacit.core.specification import RunSpec
     from tacit.server.spool import Staged
 
 
 class ReplyDesk:
     """Instructions out, replies in, for one run."""
 
-    def __init__(self, journal: RunJournal, schema: Mapping[str, ReplySpec]) -> None:
+    def __init__(self, journal: RunJournal, specification: RunSpec) -> None:
         self._journal = journal
+        self._claimed = specification.privacy.mode is not PrivacyMode.NONE
         self._spool = journal.spool
-        self._schema = schema
+        self._schema = result_schema(specification)
 
     def fetch(self, node_id: int, wire_id: str) -> tuple[fleet_pb2.InstructionHead, Path | None]:
         """Return an instruction's head and where its payload stands.
@@ -93,6 +98,7 @@ class ReplyDesk:
                 schema=self._schema,
                 limits=self._journal.around.limits,
             )
+            self._verify_claim(node_id, head)
         size, sha256 = head.manifest.payload_bytes, head.manifest.payload_sha256
         return self._spool.stage(entry.wire_id, size=size, sha256=sha256)
 
@@ -131,6 +137,14 @@ class ReplyDesk:
             raise _closed(head.message_id) from error
         verify_finite(head.manifest, payload)
 
+    def _verify_claim(self, node_id: int, head: fleet_pb2.ReplyHead) -> None:
+        """Take no reply whose cost the owner's own ledger does not stand for."""
+        if head.HasField("claim"):
+            verify_claim(head.claim)
+            self._journal.around.keep_head(node_id, head_of_message(head.claim.ledger))
+        elif self._claimed:
+            raise ProtocolError("E-CLAIM-MISSING", "expected a reply with its charge, got none")
+
     def _accept_failure(self, entry: Entry, head: fleet_pb2.ReplyHead) -> fleet_pb2.Receipt:
         clean = fleet_pb2.ReplyHead(run_id=self._journal.run_id, message_id=head.message_id)
         code = stable_code(head.failure.reason)
@@ -147,6 +161,8 @@ class ReplyDesk:
             **self._journal.message_fields(entry),
             "bytes": head.manifest.payload_bytes,
         }
+        if head.HasField("claim"):
+            fields |= {"epsilon": plain_epsilon(head.claim), "delta": head.claim.delta}
         effects = self._journal.exchange.accept_reply(
             entry.wire_id, entry.instruction.node_id, now=self._journal.around.clock()
         )
@@ -164,7 +180,7 @@ class ReplyDesk:
         """Fail a message when its reply breaks a rule of content: the node has no other."""
         try:
             yield
-        except ProtocolError as error:
+        except (ProtocolError, TrustError) as error:
             self._spool.discard(entry.wire_id)
             current = self._journal.exchange.find(entry.wire_id, entry.instruction.node_id)
             if current is not None and current.outcome is Outcome.OPEN:

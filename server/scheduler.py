@@ -20,7 +20,6 @@ from tacit.core.configuration import from_plain
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError, UsageError
 from tacit.core.events import EventKind, event_line
 from tacit.core.files import write_atomic
-from tacit.core.results import result_schema
 from tacit.core.specification import RunSpec
 from tacit.protos import fleet_pb2
 from tacit.server.catalogue import (
@@ -424,7 +423,7 @@ class Scheduler:
             specification=specification,
             folder=folder,
             journal=journal,
-            replies=ReplyDesk(journal, result_schema(specification)),
+            replies=ReplyDesk(journal, specification),
             grid=GridDesk(journal),
             decisions=decisions_of(self._store, record.run_id),
             status=record.status,

@@ -110,7 +110,7 @@ class StrategyRun:
                 entry = replace(entry, evaluation=self._evaluate(number))
             self._commit(number, entry)
         save_arrays(self._folder.model, self._weights)
-        self._manifest.finish()
+        self._manifest.finish(self._grid.claims)
         self._forget_rounds()
         self._save_checkpoint(replace(self._checkpoint, key=bytes(KEY_BYTES)))
 
@@ -199,7 +199,7 @@ class StrategyRun:
 
     def _commit(self, number: int, entry: RoundEntry) -> None:
         save_arrays(self._folder.round(number), self._weights)
-        self._manifest.add(entry)
+        self._manifest.add(entry, self._grid.claims)
         arrays, numbers = state_of(self._run, self._strategy)
         self._save_checkpoint(
             Checkpoint(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alembic.runtime.migration import RevisionStep
     from sqlalchemy import Connection
 
-HEAD = "0001"
+HEAD = "0002"
 
 
 def migrate(connection: Connection) -> None:

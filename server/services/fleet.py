@@ -18,6 +18,7 @@ from tacit.protos.frames import encode_chunks, encode_head
 from tacit.protos.payload import map_payload
 from tacit.server.catalogue import NodeVerdict, Verdict
 from tacit.server.grid_messages import LEFT
+from tacit.server.ledger_heads import head_of_message, message_of_head
 from tacit.server.replies import stable_code
 from tacit.server.services.access import caller
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tacit.protos.frames import DecodedFrame
     from tacit.server.authority import Membership
     from tacit.server.configuration import ServerConfig
+    from tacit.server.ledger_heads import LedgerHeads
     from tacit.server.reply_desk import ReplyDesk
     from tacit.server.scheduler import Scheduler
     from tacit.server.sessions import Sessions
@@ -64,6 +66,7 @@ class FleetService:
         membership: Membership,
         sessions: Sessions,
         scheduler: Scheduler,
+        ledger_heads: LedgerHeads,
     ) -> None:
         self.uploads = 0
         self._config = config
@@ -72,12 +75,13 @@ class FleetService:
         self._membership = membership
         self._sessions = sessions
         self._scheduler = scheduler
+        self._heads = ledger_heads
         self._places = asyncio.Semaphore(config.limits.uploads_at_once)
 
     async def Join(  # noqa: N802
         self, request: fleet_pb2.JoinRequest, _context: Context
     ) -> fleet_pb2.JoinReply:
-        """Tell a node how to work with this server."""
+        """Tell a node how to work with this server, and how far it has seen the node's ledger."""
         if request.protocol_version != PROTOCOL_VERSION:
             raise ProtocolError(
                 "E-PROTOCOL-VERSION",
@@ -86,6 +90,9 @@ class FleetService:
             )
         node_id = caller().node_id
         self._membership.touch(node_id, request.software_version)
+        if request.HasField("ledger"):
+            self._heads.keep(node_id, head_of_message(request.ledger))
+        furthest = self._heads.furthest(node_id)
         return fleet_pb2.JoinReply(
             server_id=self._server_id,
             node_id=node_id,
@@ -94,6 +101,7 @@ class FleetService:
             chunk_bytes=self._config.chunk_bytes,
             max_message_bytes=MAX_MESSAGE_BYTES,
             software_version=self._version,
+            ledger=None if furthest is None else message_of_head(furthest),
         )
 
     async def Watch(self, request: fleet_pb2.WatchRequest, context: Context) -> None:  # noqa: N802

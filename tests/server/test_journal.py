@@ -13,13 +13,21 @@ import sqlalchemy as sa
 
 from tacit.core.errors import ProtocolError, UnavailableError
 from tacit.core.events import EventKind
-from tacit.core.specification import ReplySpec
+from tacit.core.specification import (
+    AppSpec,
+    ParticipationSpec,
+    PrivacyMode,
+    PrivacySpec,
+    ReplySpec,
+    RunSpec,
+)
 from tacit.protos import fleet_pb2, pipe_pb2
 from tacit.protos.records_pb2 import ArrayEntry, Manifest, Record
 from tacit.server.catalogue import RunRecord, RunStatus, add_run, events_after
 from tacit.server.configuration import LimitsConfig
 from tacit.server.grid_desk import GridDesk
 from tacit.server.journal import JournalSurroundings, RunJournal
+from tacit.server.ledger_heads import LedgerHeads
 from tacit.server.reply_desk import ReplyDesk
 from tacit.server.spool import Space, Spool
 from tacit.server.store import Store, open_store
@@ -56,6 +64,17 @@ def manifest(payload: bytes) -> Manifest:
     )
 
 
+def specification(mode: PrivacyMode) -> RunSpec:
+    """A run whose replies carry the model alone."""
+    return RunSpec(
+        name="x",
+        privacy=PrivacySpec(mode=mode),
+        participation=ParticipationSpec(rounds=1),
+        app=AppSpec(client="a.b:app"),
+        results={"train": ReplySpec()},
+    )
+
+
 @dataclass
 class Desk:
     """One opened journal with its desks, as a daemon would build them."""
@@ -63,6 +82,7 @@ class Desk:
     root: Path
     store: Store
     now: float = 0.0
+    mode: PrivacyMode = PrivacyMode.NONE
     told: list[tuple[int, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,6 +94,7 @@ class Desk:
             grace_s=30,
             tell=self._tell,
             member=str,
+            keep_head=LedgerHeads(self.store, now=lambda: 0.0).keep,
             changed=lambda _run: None,
             now=lambda: 1000.0 + self.now,
             clock=lambda: self.now,
@@ -81,7 +102,7 @@ class Desk:
         self.journal = RunJournal(
             RUN, quorum=2, spool=Spool(self.root / "spool", space), surroundings=around
         )
-        self.replies = ReplyDesk(self.journal, {"train": ReplySpec()})
+        self.replies = ReplyDesk(self.journal, specification(self.mode))
         self.grid = GridDesk(self.journal)
         self.journal.load()
         for node in (1, 2):

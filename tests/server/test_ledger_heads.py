@@ -1,0 +1,117 @@
+"""The server remembers how far each node's ledger has come, and takes no claim from behind."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tacit.core.errors import ProtocolError, TrustError
+from tacit.core.keys import MemberKeys
+from tacit.core.ledger_head import LedgerHead, sign_head
+from tacit.protos import fleet_pb2
+from tacit.server.claims import plain_claim, verify_claim
+from tacit.server.ledger_heads import LedgerHeads, head_of_message, message_of_head
+from tacit.server.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LEDGER = bytes(range(16))
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Iterator[LedgerHeads]:
+    with open_store(tmp_path / "store.sqlite3") as store:
+        yield LedgerHeads(store, now=lambda: 1.0)
+
+
+@pytest.fixture(scope="module")
+def keys() -> MemberKeys:
+    return MemberKeys.generate()
+
+
+def head(keys: MemberKeys, entries: int, *, text: str = "", ledger: bytes = LEDGER) -> LedgerHead:
+    """A signed head; ``text`` makes another history."""
+    return sign_head(
+        ledger,
+        entries,
+        hashlib.sha256(f"{entries}{text}".encode()).digest(),
+        public_key=keys.enrolment_public_key,
+        sign=keys.enrolment.sign,
+    )
+
+
+def test_the_furthest_head_is_kept(heads: LedgerHeads, keys: MemberKeys) -> None:
+    """Heads grow; one that is seen again changes nothing, and it travels unharmed."""
+    assert heads.furthest(keys.node_id) is None
+    for entries in (0, 3, 3, 7):
+        heads.keep(keys.node_id, head_of_message(message_of_head(head(keys, entries))))
+    assert heads.furthest(keys.node_id) == head(keys, 7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"entries": 6}, "E-LEDGER-ROLLBACK"),
+        ({"entries": 7, "text": "fork"}, "E-LEDGER-FORK"),
+        ({"entries": 9, "ledger": bytes(16)}, "E-LEDGER-OTHER"),
+    ],
+)
+def test_a_ledger_that_went_back_is_refused(
+    heads: LedgerHeads, keys: MemberKeys, changed: dict[str, Any], code: str
+) -> None:
+    """Shorter, of another history, or a new one: refused, and the furthest head stays."""
+    heads.keep(keys.node_id, head(keys, 7))
+    with pytest.raises(TrustError, match=code):
+        heads.keep(keys.node_id, head(keys, **changed))
+    assert heads.furthest(keys.node_id) == head(keys, 7)
+
+
+def test_a_head_is_taken_from_its_own_node_only(heads: LedgerHeads, keys: MemberKeys) -> None:
+    """Another node's head, a changed one and a malformed one are refused."""
+    other = MemberKeys.generate()
+    good = head(keys, 2)
+    forged = LedgerHead(
+        ledger_id=good.ledger_id,
+        entries=3,
+        sha256=good.sha256,
+        public_key=good.public_key,
+        signature=good.signature,
+    )
+    short = LedgerHead(
+        ledger_id=b"1", entries=0, sha256=b"", public_key=b"", signature=good.signature
+    )
+    for node_id, bad in ((other.node_id, good), (keys.node_id, forged), (keys.node_id, short)):
+        with pytest.raises(TrustError, match="E-LEDGER-HEAD"):
+            heads.keep(node_id, bad)
+    assert heads.furthest(keys.node_id) is None
+
+
+def test_a_claim_has_a_known_form(keys: MemberKeys) -> None:
+    """Unknown words, a negative epsilon and NaN are refused; an unbounded epsilon is null."""
+    good = fleet_pb2.Claim(
+        unit="record",
+        relation="add/remove",
+        side="train",
+        epsilon=float("inf"),
+        delta=1e-5,
+        ledger=message_of_head(head(keys, 1)),
+    )
+    verify_claim(good)
+    shown = plain_claim(good)
+    assert shown["epsilon"] is None
+    assert shown["ledger"]["entries"] == 1
+    for field, value in (
+        ("unit", "row"),
+        ("side", ""),
+        ("epsilon", -1.0),
+        ("epsilon", float("nan")),
+    ):
+        bad = fleet_pb2.Claim()
+        bad.CopyFrom(good)
+        setattr(bad, field, value)
+        with pytest.raises(ProtocolError, match="E-CLAIM-MALFORMED"):
+            verify_claim(bad)
