@@ -1,0 +1,491 @@
+"""The data owner's ledger: what every release cost, written and flushed before it leaves.
+
+One SQLite file in the node's state directory, mode 0600, append-only. Trusts: the file system to
+keep what was flushed. Promises:
+
+1. What a method has returned is on the disk (WAL with synchronous = FULL, and the directory).
+2. Checking the budget and appending are one transaction: runs, threads and processes that share a
+   data set share its budget.
+3. A release is charged once: the same charge under the same run, message and attempt gives the
+   entry that is there; another charge under that key refuses.
+4. Before anything is appended, the chain has been walked from its first entry, and the last entry
+   that this process knew is still there, unchanged. A damaged ledger appends nothing more; what
+   can be read of it can still be read.
+5. The head, signed, leaves with every claim; a head that comes back from others must still be a
+   part of this ledger (``check_against``). A rewritten file has an unbroken chain, so this alone
+   finds one; and so it finds a restored copy, and a second node on a copy.
+
+What an entry says is in ``ledger_entries.py``; what entries add up to in ``ledger_account.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import sqlite3
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from tacit.core.errors import RefusedError, TrustError, UnavailableError
+from tacit.core.files import sync_path
+from tacit.privacy.ledger_account import Account, Book, Held, verify_lower
+from tacit.privacy.ledger_entries import (
+    FIRST_PREVIOUS,
+    Abort,
+    Begin,
+    Body,
+    Budget,
+    Charge,
+    ChargeKey,
+    Cost,
+    Entry,
+    Expose,
+    Reserve,
+    Restore,
+    Row,
+    Settle,
+    Terms,
+    content_of,
+    damaged,
+    link_hash,
+    parse_row,
+)
+from tacit.privacy.ledger_head import Head, SignedHead, Signer, forked, rolled_back, sign_head
+from tacit.privacy.ledger_store import connected, named, prepare, unavailable, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tacit.privacy.accounting import Mechanism
+
+LEDGER_NAME = "ledger.sqlite"
+MAX_EVIDENCE_BYTES = 1 << 20  # signatures of thousands of members
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What walking the whole chain found.
+
+    Attributes:
+        head: of the undamaged part; None if not even the first entry holds.
+        problem: None if all is well, else the error that names the entry.
+    """
+
+    head: Head | None
+    problem: TrustError | None
+
+
+class Ledger:
+    """One node's ledger; safe to use from several threads. See the module's docstring."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, *, signer: Signer, clock: Callable[[], float]
+    ) -> None:
+        self._connection = connection
+        self._signer = signer
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._book = Book()
+        self._entries: list[Entry] = []
+        self._problem: TrustError | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        signer: Signer,
+        clock: Callable[[], float],
+        read_only: bool = False,
+    ) -> Self:
+        """Open a ledger and walk its chain; make it where it does not exist.
+
+        A damaged ledger opens too: ``verify`` says what is wrong, and nothing can be appended.
+
+        Args:
+            path: the SQLite file; its directory exists.
+            signer: signs with the node's enrolment key.
+            clock: seconds since 1970 (UTC).
+            read_only: for verbs that look while the daemon works, or is stopped.
+
+        Raises:
+            UnavailableError: the file is missing (``E-LEDGER-MISSING``, when reading only), cannot
+                be opened, or is of a later version.
+            TrustError: it is no ledger at all (``E-LEDGER-CORRUPT``).
+        """
+        if read_only and not path.exists():
+            raise UnavailableError(
+                "E-LEDGER-MISSING",
+                f"expected a ledger at {path}",
+                hint="A node makes its ledger when it starts: `tacit client start`.",
+            )
+        ledger = cls(connected(path, read_only=read_only), signer=signer, clock=clock)
+        try:
+            ledger._begin(path, read_only=read_only)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, path: Path, *, read_only: bool) -> None:
+        with named(path):
+            prepare(self._connection, read_only=read_only)
+        with self._lock:
+            self._refresh()
+            if read_only or self._entries or self._problem is not None:
+                return
+            with self._transaction():
+                if not self._entries:
+                    self._append(Begin(random=secrets.token_hex(32)))
+            sync_path(path.parent)
+
+    def open_data_set(self, terms: Terms) -> Account:
+        """Open a data set's account, or check that it is open on these terms; follow its budget.
+
+        Raises:
+            RefusedError: another delta (``E-LEDGER-DELTA``), bound or unit (``E-LEDGER-TERMS``)
+                than when the account was opened.
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+        """
+        if problems := "; ".join(f"{key}: {text}" for key, text in terms.problems()):
+            raise RefusedError(
+                "E-LEDGER-TERMS", f"expected the terms of an account, got {problems}"
+            )
+        with self._transaction():
+            if terms.data_set not in self._book.data_sets():
+                self._append(terms)
+            else:
+                known = self._book.terms(terms.data_set)
+                _verify_terms(terms, known)
+                if terms.budget != known.budget:
+                    self._append(Budget(data_set=terms.data_set, budget=terms.budget))
+        return self.account(terms.data_set)
+
+    def reserve(self, charge: Charge) -> Entry:
+        """Charge a release at its worst; what this returns is on the disk, and it may leave.
+
+        Raises:
+            BudgetError: the budget has no room (``E-LEDGER-BUDGET``).
+            RefusedError: the key is taken by another charge (``E-LEDGER-CONFLICT``), or the charge
+                is none for this data set (``E-LEDGER-CLOSED``, ``E-LEDGER-CHARGE``,
+                ``E-LEDGER-DELTA``, ``E-LEDGER-UNIT``, ``E-EPSILON-UNBOUNDED``).
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+            UnavailableError: the disk is full, or the file is held by another process.
+        """
+        with self._transaction():
+            known = self._book.entry_at(charge.key)
+            if known is not None:
+                same = isinstance(known.body, Reserve) and known.body.charge == charge
+                return known if same else _conflict(charge.key, known)
+            self._book.verify_charge(charge)
+            cost = self._book.cost(charge, charge.mechanism)
+            self._book.verify_room(charge, cost)
+            return self._append(Reserve(charge=charge, cost=cost))
+
+    def settle(
+        self,
+        key: ChargeKey,
+        *,
+        mechanism: Mechanism,
+        evidence: bytes,
+        realised_noise: float | None = None,
+    ) -> Entry:
+        """Lower a charge to what the evidence proves; who calls this has verified the evidence.
+
+        Args:
+            key: of the reserve.
+            mechanism: what really ran: at least the reserved noise, at most its steps.
+            evidence: such as the survivors' signatures, at most ``MAX_EVIDENCE_BYTES``.
+            realised_noise: standard deviation of the noise that was added, if known.
+
+        Raises:
+            RefusedError: it would raise the charge (``E-LEDGER-SETTLE``), the charge is closed
+                otherwise (``E-LEDGER-CONFLICT``) or unknown (``E-LEDGER-UNKNOWN``).
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+        """
+        if not 0 < len(evidence) <= MAX_EVIDENCE_BYTES:
+            raise RefusedError(
+                "E-LEDGER-SETTLE",
+                f"expected 1 to {MAX_EVIDENCE_BYTES} bytes of evidence, got {len(evidence)}",
+            )
+        with self._transaction():
+            held = self._book.held(key)
+            verify_lower(mechanism, than=held.charge.mechanism)
+            body = Settle(
+                data_set=held.charge.data_set,
+                run=key.run,
+                message=key.message,
+                attempt=key.attempt,
+                reserve=held.entry.sequence,
+                mechanism=mechanism,
+                realised_noise=realised_noise,
+                evidence=evidence.hex(),
+                evidence_sha256=hashlib.sha256(evidence).hexdigest(),
+                cost=self._book.cost(held.charge, mechanism),
+            )
+            return self._closed(held, body, key)
+
+    def abort(self, key: ChargeKey, *, reason: str) -> Entry:
+        """Note that an attempt came to nothing; its charge stays.
+
+        Raises:
+            RefusedError: the charge is settled (``E-LEDGER-CONFLICT``) or unknown
+                (``E-LEDGER-UNKNOWN``).
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+        """
+        with self._transaction():
+            held = self._book.held(key)
+            body = Abort(
+                data_set=held.charge.data_set,
+                run=key.run,
+                message=key.message,
+                attempt=key.attempt,
+                reserve=held.entry.sequence,
+                reason=reason,
+            )
+            return self._closed(held, body, key)
+
+    def expose(self, body: Expose) -> Entry:
+        """Note, before it leaves, a release without noise that the owner's policy allows.
+
+        Raises:
+            RefusedError: the data set has no account (``E-LEDGER-CLOSED``), or the key is taken
+                (``E-LEDGER-CONFLICT``).
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+        """
+        with self._transaction():
+            known = self._book.entry_at(body.key)
+            if known is not None:
+                return known if known.body == body else _conflict(body.key, known)
+            self._book.terms(body.data_set)
+            return self._append(body)
+
+    def restore(self, highest: Head, *, reason: str) -> Entry:
+        """Note that the state directory came back from a copy.
+
+        It refuses unless the copy holds all of the highest head that others know: what left under
+        lost entries stays spent, so no head is ever lowered.
+
+        Raises:
+            TrustError: entries are missing (``E-LEDGER-ROLLBACK``), it is another history
+                (``E-LEDGER-FORK``), or it is damaged (``E-LEDGER-CORRUPT``).
+        """
+        with self._transaction():
+            self.check_against(highest)
+            return self._append(Restore(count=highest.count, hash=highest.hash, reason=reason))
+
+    def data_sets(self) -> list[str]:
+        """Return the names of the data sets that have an account, in the order of opening."""
+        with self._fresh():
+            return self._book.data_sets()
+
+    def account(self, data_set: str) -> Account:
+        """Return where a data set stands, by what can be read.
+
+        Raises:
+            RefusedError: it has no account (``E-LEDGER-CLOSED``).
+        """
+        with self._fresh():
+            return self._book.account(data_set)
+
+    def accounts(self) -> list[Account]:
+        """Return where all data sets stand."""
+        with self._fresh():
+            return [self._book.account(name) for name in self._book.data_sets()]
+
+    def held(self, key: ChargeKey) -> Held:
+        """Return a charge as it stands.
+
+        Raises:
+            RefusedError: nothing was reserved under this key (``E-LEDGER-UNKNOWN``).
+        """
+        with self._fresh():
+            return self._book.held(key)
+
+    def preview(self, charge: Charge) -> Cost:
+        """Return what a charge would cost, and whether it has room, without writing it.
+
+        Raises:
+            BudgetError, RefusedError: as :meth:`reserve`.
+        """
+        with self._fresh():
+            self._book.verify_charge(charge)
+            cost = self._book.cost(charge, charge.mechanism)
+            self._book.verify_room(charge, cost)
+            return cost
+
+    def rows(self, *, since: int = -(2**63)) -> list[Row]:
+        """Return what is stored from an entry on, undamaged or not, by its number."""
+        query = "SELECT sequence, previous, content, hash FROM entries WHERE sequence >= ?"
+        with self._lock:
+            found = self._connection.execute(f"{query} ORDER BY sequence", (since,)).fetchall()
+        return [Row(*row) for row in found]
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, up to the first damaged one."""
+        with self._fresh():
+            return list(self._entries)
+
+    def head(self) -> SignedHead:
+        """Return the signed head.
+
+        Raises:
+            TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
+        """
+        with self._fresh():
+            self._verify_sound()
+            return sign_head(self._head(), self._signer)
+
+    def check_against(self, highest: Head) -> None:
+        """Check that a head that others have seen is a part of this ledger.
+
+        Raises:
+            TrustError: ``E-LEDGER-ROLLBACK``: entries are missing; ``E-LEDGER-FORK``: another
+                history; ``E-LEDGER-CORRUPT``: it is damaged.
+        """
+        with self._fresh():
+            if highest.ledger != self._book.ledger and self._entries:
+                raise forked(highest, "this is another ledger")
+            self._verify_sound()
+            if highest.count > len(self._entries):
+                raise rolled_back(highest, len(self._entries))
+            if highest.count < 1 or self._entries[highest.count - 1].hash.hex() != highest.hash:
+                raise forked(highest, f"entry {highest.count} is another one")
+
+    def verify(self) -> Verification:
+        """Walk the whole chain anew, as it is stored."""
+        with self._lock:
+            self._forget()
+            self._refresh()
+            head = self._head() if self._entries else None
+            return Verification(head=head, problem=self._problem)
+
+    def _head(self) -> Head:
+        last = self._entries[-1]
+        return Head(ledger=self._book.ledger, count=last.sequence, hash=last.hash.hex())
+
+    def _closed(self, held: Held, body: Settle | Abort, key: ChargeKey) -> Entry:
+        if held.closed is None:
+            return self._append(body)
+        was = held.closed.body
+        if isinstance(was, Settle) and isinstance(body, Settle):
+            same = (was.mechanism, was.evidence, was.realised_noise) == (
+                body.mechanism,
+                body.evidence,
+                body.realised_noise,
+            )
+        else:
+            same = isinstance(was, Abort) and isinstance(body, Abort)
+        return held.closed if same else _conflict(key, held.closed)
+
+    @contextlib.contextmanager
+    def _fresh(self) -> Iterator[None]:
+        """Know what other processes have appended meanwhile."""
+        with self._lock:
+            self._refresh()
+            yield
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold the file alone; on a clean exit what was appended is on the disk."""
+        with self._lock, writing():
+            self._connection.execute("BEGIN IMMEDIATE")
+            known = -1
+            try:
+                self._refresh()
+                self._verify_sound()
+                known = len(self._entries)
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                if known not in (-1, len(self._entries)):
+                    self._forget()  # what was appended here may not have been kept
+                raise
+
+    def _append(self, body: Body) -> Entry:
+        sequence = len(self._entries) + 1
+        previous = self._entries[-1].hash if self._entries else FIRST_PREVIOUS
+        content = content_of(body, at_s=self._clock())
+        row = Row(sequence, previous, content, link_hash(sequence, previous, content))
+        entry = self._take(row)
+        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
+        return entry
+
+    def _take(self, row: Row) -> Entry:
+        previous = self._entries[-1].hash if self._entries else FIRST_PREVIOUS
+        entry = parse_row(row, after=len(self._entries), previous=previous)
+        self._book.apply(entry)
+        self._entries.append(entry)
+        return entry
+
+    def _verify_sound(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    def _forget(self) -> None:
+        self._book = Book()
+        self._entries = []
+        self._problem = None
+
+    def _refresh(self) -> None:
+        """Take in what was appended since, after a look at the last entry that was known."""
+        if self._problem is not None:
+            return
+        count = len(self._entries)
+        try:
+            rows = self.rows(since=count) if count else self.rows()
+            if count and (not rows or rows.pop(0).hash != self._entries[-1].hash):
+                raise damaged(count, "it has changed or gone since it was read")
+            for row in rows:
+                self._take(row)
+        except TrustError as error:
+            self._problem = error
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise unavailable(error) from error
+            self._problem = damaged(count + 1, "the table of entries is gone")
+        except sqlite3.DatabaseError as error:
+            self._problem = damaged(len(self._entries) + 1, f"the file cannot be read: {error}")
+
+
+def _verify_terms(terms: Terms, known: Terms) -> None:
+    if terms.delta != known.delta:
+        raise RefusedError(
+            "E-LEDGER-DELTA",
+            f"expected delta {known.delta:g}, that of {known.data_set} for life, "
+            f"got {terms.delta:g}",
+            hint="Put the delta back in client.toml: epsilons at different deltas have no sum.",
+        )
+    for name in ("records", "unit"):
+        if getattr(terms, name) != getattr(known, name):
+            raise RefusedError(
+                "E-LEDGER-TERMS",
+                f"expected {name} of {known.data_set} as it was when its account was opened "
+                f"({getattr(known, name)}), got {getattr(terms, name)}",
+                hint="Put it back in client.toml. Records that are new in every respect make a "
+                "data set of another name.",
+            )
+
+
+def _conflict(key: ChargeKey, known: Entry) -> Entry:
+    raise RefusedError(
+        "E-LEDGER-CONFLICT",
+        f"expected what entry {known.sequence} says for message {key.message}, attempt "
+        f"{key.attempt}, got something else",
+        hint="One attempt is charged once. Another attempt has its own number and its own charge.",
+    )

@@ -1,0 +1,113 @@
+"""The ledger's file: SQLite, flushed at every commit, and its failures by name.
+
+Trusts: SQLite and the file system. Promises: mode 0600; what is committed survives the death of the
+machine (WAL with synchronous = FULL); the schema itself refuses to change or drop a row. Rules
+about what the rows say are in ``ledger.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+from tacit.core.errors import TrustError, UnavailableError
+from tacit.core.files import write_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_VERSION = 1
+_WAIT_S = 60.0  # another process may hold the file while its accountant works
+_SCHEMA = """
+CREATE TABLE entries (
+  sequence INTEGER PRIMARY KEY,
+  previous BLOB NOT NULL,
+  content BLOB NOT NULL,
+  hash BLOB NOT NULL
+);
+CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+
+
+def connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open the file; make it, with mode 0600, unless it is only read."""
+    try:
+        if not read_only:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise write_error(path, error) from error
+    with named(path):
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=_WAIT_S,
+        )
+
+
+def prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    """Check the version, and make an empty file a ledger without entries."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > _VERSION:
+        raise UnavailableError(
+            "E-LEDGER-VERSION",
+            f"expected a ledger of version {_VERSION} or less, got {version}",
+            hint="A later version of tacit wrote it: install that version.",
+        )
+    if read_only:
+        return
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    if version == 0:
+        connection.execute("BEGIN IMMEDIATE")  # another process may be here too
+        if not connection.execute("PRAGMA user_version").fetchone()[0]:
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Give errors of opening the file their place in our tree."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise unavailable(error) from error
+    except sqlite3.DatabaseError as error:
+        raise TrustError(
+            "E-LEDGER-CORRUPT",
+            f"expected a ledger in {path}, got something else: {error}",
+            hint="Put back the newest undamaged copy of the state directory.",
+        ) from error
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Give errors of writing their place in our tree."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: sqlite3.Error) -> UnavailableError:
+    """Return the error for a file that cannot be used at present."""
+    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+        return UnavailableError(
+            "E-DISK-FULL",
+            "expected room for an entry of the ledger, got a full disk",
+            hint="Free some space on this disk; nothing leaves until the ledger can be written.",
+        )
+    return UnavailableError(
+        "E-LEDGER-UNAVAILABLE",
+        f"expected to use the ledger: {error}",
+        hint="See the disk, and whether another process holds the state directory.",
+    )
