@@ -20,12 +20,12 @@ from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Pol
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
 from tacit.core.specification import ModelKind, PrivacyMode, PrivacySpec, PrivacyUnit, RunSpec
+from tacit.privacy.spec import BUILT_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUILT_IN_APP = "tacit.learning.app:app"
-BUILT_MODES = (PrivacyMode.RECORD_LOCAL, PrivacyMode.NONE)  # the others have no mechanism yet
 
 
 class Verdict(enum.Enum):
@@ -128,15 +128,18 @@ def verify_mechanism(privacy: PrivacySpec, *, app: bool) -> None:
         )
     if privacy.mode is PrivacyMode.NONE:
         return
-    if privacy.unit is not PrivacyUnit.RECORD:
+    by_node = privacy.mode is PrivacyMode.CLIENT_LOCAL
+    if privacy.unit is None or (privacy.unit is PrivacyUnit.CLIENT) is not by_node:
+        unit = "no unit" if privacy.unit is None else f"unit {privacy.unit.value}"
         raise RefusedError(
-            "E-UNIT-NOT-BUILT", f"unit {privacy.unit.value} has no mechanism in this version"
+            "E-UNIT-NOT-BUILT", f"{privacy.mode.value} has no mechanism for {unit} in this version"
         )
-    if app:
+    if app and not by_node:
         raise RefusedError(
             "E-MODE-APP",
             f"expected the built-in app for {privacy.mode.value}, got an app of its own",
-            hint="Nothing here makes a foreign app's training private record by record.",
+            hint="Nothing here makes a foreign app's training private record by record; "
+            "client-local protects its whole update.",
         )
 
 
@@ -158,6 +161,17 @@ def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
         raise RefusedError(
             "E-POLICY-DELTA",
             f"expected delta below 1 / {data_set.records} records, got {privacy.delta:g}",
+        )
+
+
+def _subjects_are_named(offer: Offer, config: ClientConfig) -> None:
+    data_set = config.data_sets.get(offer.specification.data_set)
+    wanted = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
+    if wanted and (data_set is None or not data_set.subject):
+        raise RefusedError(
+            "E-POLICY-SUBJECT",
+            "expected a data set that names its subject column, got one that does not",
+            hint='Name it: subject = "COLUMN" for the data set in client.toml.',
         )
 
 
@@ -225,6 +239,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mode_is_accepted,
     _mechanism_is_built,
     _data_set_exists,
+    _subjects_are_named,
     _epsilon_has_room,
     _delta_is_small,
     _metrics_are_protected,

@@ -177,6 +177,8 @@ def _mechanism(release: Release) -> None:
     verify_mechanism(specification.privacy, app=specification.app is not None)
     if specification.privacy.mode is PrivacyMode.NONE:
         return
+    if specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:  # until the node clips and noises it
+        raise RefusedError("E-MODE-NOT-BUILT", "nothing here noises a whole update yet")
     message_type = release.instruction.message_type
     if message_type not in ("train", "evaluate"):
         raise RefusedError(

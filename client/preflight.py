@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tacit.client.approvals import BUILT_MODES
 from tacit.client.configuration import (
     CHANGED,
     CONFIG_NAME,
@@ -36,6 +35,7 @@ from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
 from tacit.core.membership import Membership
 from tacit.core.specification import RunSpec, canonical_json
+from tacit.privacy.spec import BUILT_MODES
 from tacit.protos import fleet_pb2
 
 if TYPE_CHECKING:

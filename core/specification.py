@@ -21,6 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tacit.core.data_contract import ColumnKind, ColumnSpec, DataKind, DataSpec
+from tacit.core.privacy_spec import (
+    PrivacyMode,
+    PrivacySpec,
+    PrivacyUnit,
+    Relation,
+    Sampling,
+)
 
 __all__ = [
     "MAX_NAME_CHARACTERS",
@@ -39,6 +46,7 @@ __all__ = [
     "PrivacyMode",
     "PrivacySpec",
     "PrivacyUnit",
+    "Relation",
     "ReplySpec",
     "RetentionSpec",
     "RunSpec",
@@ -70,31 +78,6 @@ class ModelKind(enum.Enum):
 
 
 _DEFAULT_HIDDEN = {ModelKind.MLP: (64,), ModelKind.CNN: (16, 32)}
-
-
-class PrivacyMode(enum.Enum):
-    """Who adds noise to what; docs/architecture.md says what each protects."""
-
-    RECORD_DISTRIBUTED = "record-distributed"
-    RECORD_LOCAL = "record-local"
-    CLIENT_DISTRIBUTED = "client-distributed"
-    CLIENT_LOCAL = "client-local"
-    CENTRAL = "central"
-    NONE = "none"
-
-
-class PrivacyUnit(enum.Enum):
-    """Whose presence the guarantee is about."""
-
-    RECORD = "record"
-    SUBJECT = "subject"
-
-
-class Sampling(enum.Enum):
-    """How a step chooses its records; only these two have an account."""
-
-    FULL = "full"  # every record at every step
-    POISSON = "poisson"  # each record independently with probability sample_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,59 +154,6 @@ class TrainingSpec:
                 yield name, f"expected 0 or more, got {getattr(self, name)}"
         if not 0 <= self.validation_fraction < 1:
             yield "validation_fraction", "expected 0 <= fraction < 1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivacySpec:
-    """What protects the records, from which every mechanism is derived.
-
-    Exactly one of ``epsilon`` and ``noise_multiplier`` is given (none of them in mode ``none``).
-
-    Attributes:
-        mode: who adds noise to what.
-        unit: record or subject.
-        clip: L2 bound of one unit's gradient (the clipping norm C).
-        epsilon: target for the whole run, at ``delta``.
-        noise_multiplier: sigma / C.
-        delta: probability that the bound fails; below 1 / records.
-        sampling: full or poisson.
-        sample_rate: Poisson's q.
-        normaliser: public divisor of the noised sum; the expected batch. Never ``len(data)``.
-            0 derives it per owner from the ``records`` that client.toml declares for the data set.
-    """
-
-    mode: PrivacyMode
-    unit: PrivacyUnit = PrivacyUnit.RECORD
-    clip: float | None = None
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    delta: float | None = None
-    sampling: Sampling = Sampling.FULL
-    sample_rate: float = 1.0
-    normaliser: float = 0.0
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        given = [
-            name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None
-        ]
-        if self.mode is PrivacyMode.NONE:
-            for name in (*given, *(n for n in ("clip", "delta") if getattr(self, n) is not None)):
-                yield name, 'mode = "none" adds no noise: remove this key or choose another mode'
-            return
-        if len(given) != 1:
-            yield "epsilon", "expected exactly one of epsilon and noise_multiplier"
-        for name in (*given, "clip"):
-            value = getattr(self, name)
-            if value is None or not (math.isfinite(value) and value > 0):
-                yield name, f"expected a positive number, got {value}"
-        if self.delta is None or not 0 < self.delta < 1:
-            yield "delta", f"expected 0 < delta < 1, got {self.delta}"
-        if not 0 < self.sample_rate <= 1:
-            yield "sample_rate", f"expected 0 < rate <= 1, got {self.sample_rate}"
-        if self.sampling is Sampling.FULL and self.sample_rate != 1.0:
-            yield "sample_rate", 'sampling = "full" takes every record: remove it, or use poisson'
-        if self.normaliser < 0 or not math.isfinite(self.normaliser):
-            yield "normaliser", f"expected 0 or more, got {self.normaliser}"
 
 
 @dataclass(frozen=True, kw_only=True)

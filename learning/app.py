@@ -98,7 +98,7 @@ def _open_task(message: Message, context: Context) -> _Task:
     data, model_spec, training = _built_in_parts(spec)
     sets = load_prepared(Path(str(context.node_config[PREPARED])))
     plan = privacy_plan(spec, records=sets.records)
-    model = build_model(model_spec, data, private=plan.is_private)
+    model = build_model(model_spec, data, private=plan.trains_with_noise)
     received = _arrays(message)
     load_model_arrays(model, received)
     return _Task(training=training, plan=plan, sets=sets, received=received, model=model)

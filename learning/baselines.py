@@ -53,7 +53,7 @@ def score_arrays(spec: RunSpec, arrays: Arrays, evaluation: Examples) -> Score:
     """Score given weights of the run's model, such as the federated ones."""
     if spec.model is None or spec.data is None:
         raise ValueError("expected a run with [data] and [model]")
-    model = build_model(spec.model, spec.data, private=_is_private(spec))
+    model = build_model(spec.model, spec.data, private=spec.privacy.trains_with_noise)
     load_model_arrays(model, arrays)
     metrics = evaluate_model(model, evaluation)
     return Score(
@@ -67,7 +67,8 @@ def train_alone(
     """Train the run's model in one place, on one owner's training records or on several pooled.
 
     The mean gradient's public divisor follows the declared records of these owners: the run's own
-    normaliser is chosen for a mean over the whole federation.
+    normaliser is chosen for a mean over the whole federation. Under ``client-local`` the training
+    adds no noise, and here no node does.
 
     Raises:
         RefusedError: the run's mode has no mechanism, or needs a noise key.
@@ -76,12 +77,12 @@ def train_alone(
         raise ValueError("expected a run with [data], [model] and [training]")
     local = dataclasses.replace(spec, privacy=dataclasses.replace(spec.privacy, normaliser=0.0))
     plan = privacy_plan(local, records=sum(owner.records for owner in sets))
-    model = build_model(spec.model, spec.data, private=plan.is_private)
+    model = build_model(spec.model, spec.data, private=plan.trains_with_noise)
     examples = union([owner.train for owner in sets])
     arrays = model_arrays(model)
     for round_number in range(spec.participation.rounds):
         # A fresh model per round, as at a node: hooks and optimiser state do not outlive a message.
-        model = build_model(spec.model, spec.data, private=plan.is_private)
+        model = build_model(spec.model, spec.data, private=plan.trains_with_noise)
         load_model_arrays(model, arrays)
         recipe = Recipe(
             training=spec.training,
@@ -104,7 +105,3 @@ def trivial_score(training: Examples, evaluation: Examples, *, classes: int) -> 
         loss=float(-np.log(shares[evaluation.labels]).mean()),
         examples=len(evaluation),
     )
-
-
-def _is_private(spec: RunSpec) -> bool:
-    return spec.privacy.mode.value != "none"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tacit.core.errors import AppError, ConfigError
-from tacit.core.specification import DataSpec, ModelKind, ModelSpec, PrivacyMode, RunSpec
+from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
 from tacit.learning.contract import input_shape
 
 _GROUPS = 4  # of GroupNorm; widths that it does not divide use one group
@@ -56,7 +56,7 @@ def initial_arrays(spec: RunSpec) -> Arrays:
     """
     if spec.model is None or spec.data is None:
         raise ValueError("expected a run with [data] and [model]: an app brings its own weights")
-    model = build_model(spec.model, spec.data, private=spec.privacy.mode is not PrivacyMode.NONE)
+    model = build_model(spec.model, spec.data, private=spec.privacy.trains_with_noise)
     return model_arrays(model)
 
 

@@ -56,7 +56,7 @@ def train_model(
         RefusedError: the plan needs a noise key and none was handed over (``E-NOISE-KEY-MISSING``).
         AppError: the weights are no longer finite (``E-TRAINING-DIVERGED``).
     """
-    if not recipe.plan.is_private:
+    if not recipe.plan.trains_with_noise:
         loss = _train_plain(model, examples, recipe)
     elif noise_key is None:
         raise RefusedError(

@@ -1,30 +1,47 @@
-"""From a run's specification to the numbers that a mechanism uses: the one place of derivation.
+"""From what a run promises to the numbers that a mechanism uses: the one place of derivation.
 
-Trusts: the specification as the owner approved it, and the public bound on records that the owner
-declared. Never the data: nothing here can see how many records there are.
-Promises: clip, noise, sampling, steps, normaliser and epsilon belong together; a mode, unit or app
-that has no mechanism here is refused; what a plan says is what the engine does.
+Trusts: the statement (``privacy/spec.py``), which was parsed from the specification as the owner
+approved it and from the public bound on records that the owner declared. Never the data: nothing
+here can see how many records there are.
+Promises: clip, noise, sampling, steps, normaliser and epsilon belong together; what a plan says is
+what the mechanism does.
 
 Rules:
 
 1. Steps are rounds x local steps, for a node that takes part in every round: which nodes a server
    samples amplifies nothing against that server.
-2. Each release (one answer to one train instruction) is charged with its local steps. A round that
+2. Each release (one answer to one train instruction) is charged with its noised steps. A round that
    is tried again draws new noise and is a release of its own: ``epsilon_after`` tells its cost.
-3. The normaliser divides a noised sum, so it is public: given, or sampling rate x declared records
-   x share of the records that are trained on.
+3. Noise is a multiple of the sensitivity: C where a unit is added or removed, 2C where one is
+   replaced by another.
+4. The normaliser divides a noised sum, so it is public: given, or sampling rate x declared records
+   x share of the records that are trained on. It is the same for subjects, whose gradients are
+   sums over their records.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import assert_never
 
-from tacit.core.errors import ConfigError, RefusedError
-from tacit.core.specification import PrivacyMode, PrivacySpec, PrivacyUnit, RunSpec, Sampling
+from tacit.core.errors import RefusedError
+from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy import accounting
-
-RELATION = "add/remove"
+from tacit.privacy.spec import (
+    Calibration,
+    ClientLocal,
+    FullBatch,
+    GivenNoise,
+    NonPrivate,
+    Poisson,
+    Record,
+    RecordLocal,
+    Statement,
+    Subject,
+    TargetEpsilon,
+    parse_statement,
+)
 
 # Sums of clipped float gradients are accumulated in float64; the rest of the rounding is charged.
 SENSITIVITY_MARGIN = 1e-5
@@ -39,15 +56,17 @@ class PrivacyPlan:
     """Everything public about a run's mechanism at one owner.
 
     Attributes:
-        mode: ``none`` (nothing is clipped or noised, and epsilon is infinite) or ``record-local``.
+        mode: ``none`` (nothing is clipped or noised, and epsilon is infinite), ``record-local``
+            (the training noises every step) or ``client-local`` (the node noises every update).
         releases: answers to train instructions that ``epsilon`` covers (the rounds).
         local_steps: noised steps inside one release.
-        sample_rate: Poisson's q; 1.0 takes every record at every step.
-        noise_multiplier: sigma / clip.
-        clip: L2 bound of one unit's gradient over all parameters together.
-        normaliser: public divisor of the noised sum.
+        sample_rate: Poisson's q; 1.0 takes every unit at every step.
+        noise_multiplier: sigma / ``sensitivity``.
+        clip: L2 bound of one unit's gradient, or of the update, over all parameters together.
+        normaliser: public divisor of the noised sum; 1 under ``client-local``.
         epsilon, delta: what the whole run costs each unit of this owner's data set.
         unit, relation: whose presence the bound is about, and which data sets it compares.
+        most_records: public bound on the records of one unit.
     """
 
     mode: PrivacyMode
@@ -60,12 +79,18 @@ class PrivacyPlan:
     epsilon: float
     delta: float
     unit: PrivacyUnit
-    relation: str = RELATION
+    relation: Relation = Relation.ADD_REMOVE
+    most_records: int = 1
 
     @property
     def is_private(self) -> bool:
-        """Whether noise is added at all."""
+        """Whether noise is added at all, by the training or by the node."""
         return self.mode is not PrivacyMode.NONE
+
+    @property
+    def trains_with_noise(self) -> bool:
+        """Whether the training itself clips and noises each unit (DP-SGD)."""
+        return self.mode is PrivacyMode.RECORD_LOCAL
 
     @property
     def steps(self) -> int:
@@ -73,110 +98,135 @@ class PrivacyPlan:
         return self.releases * self.local_steps
 
     @property
+    def sensitivity(self) -> float:
+        """How far one unit can move what is noised, in L2: C, or 2C under replace-one."""
+        return self.clip if self.relation is Relation.ADD_REMOVE else 2.0 * self.clip
+
+    @property
     def noise_deviation(self) -> float:
-        """Standard deviation of the noise on each coordinate of the sum of clipped gradients."""
-        return self.noise_multiplier * self.clip * (1.0 + SENSITIVITY_MARGIN)
+        """Standard deviation of the noise on each coordinate of the clipped sum or update."""
+        return self.noise_multiplier * self.sensitivity * (1.0 + SENSITIVITY_MARGIN)
+
+    def mechanism(self) -> tuple[float, float, int]:
+        """Return one release as an accountant sees it: noise multiplier, sample rate and steps.
+
+        The multiplier is relative to the sensitivity under the plan's relation with the margin for
+        rounding, since the noise was made larger by that margin.
+
+        Raises:
+            ValueError: nothing is noised.
+        """
+        if not self.is_private:
+            raise ValueError("expected a plan with noise, got mode none")
+        return self.noise_multiplier, self.sample_rate, self.local_steps
 
     def epsilon_after(self, releases: int) -> float:
         """Return epsilon at the plan's delta after this many releases, retried rounds included."""
         if not self.is_private:
             return math.inf if releases else 0.0
-        return accounting.epsilon_of(
-            self.noise_multiplier, self.sample_rate, releases * self.local_steps, self.delta
-        )
+        noise_multiplier, sample_rate, steps = self.mechanism()
+        return accounting.epsilon_of(noise_multiplier, sample_rate, releases * steps, self.delta)
 
 
 def privacy_plan(spec: RunSpec, *, records: int) -> PrivacyPlan:
     """Derive a run's mechanism at an owner whose data set is declared to hold ``records`` at most.
 
     Raises:
-        RefusedError: no mechanism is built for this mode, unit or app (``E-MODE-NOT-BUILT``,
-            ``E-UNIT-NOT-BUILT``, ``E-MODE-NEEDS-BUILT-IN``), or delta is not below 1 / records
-            (``E-DELTA-TOO-LARGE``), or the noise is next to nothing (``E-NOISE-TOO-SMALL``).
+        RefusedError: no mechanism is built for this mode or app (``E-MODE-NOT-BUILT``,
+            ``E-MODE-NEEDS-BUILT-IN``), or delta is not below 1 / records (``E-DELTA-TOO-LARGE``),
+            or the noise is next to nothing (``E-NOISE-TOO-SMALL``).
         ConfigError: a value that the mode needs is missing (``E-PRIVACY-INCOMPLETE``).
         ValueError: ``records`` is not positive.
     """
-    if records < 1:
-        raise ValueError(f"expected records >= 1, got {records}")
-    privacy = spec.privacy
-    local_steps = 1 if spec.training is None else spec.training.local_steps
-    if privacy.mode is PrivacyMode.NONE:
-        return PrivacyPlan(
-            mode=privacy.mode,
-            releases=spec.participation.rounds,
-            local_steps=local_steps,
-            sample_rate=1.0,
-            noise_multiplier=0.0,
-            clip=math.inf,
-            normaliser=1.0,
-            epsilon=math.inf,
-            delta=0.0,
-            unit=privacy.unit,
-        )
-    _refuse_what_is_not_built(spec)
-    clip, delta = _complete(privacy)
-    if delta >= 1.0 / records:
-        raise RefusedError(
-            "E-DELTA-TOO-LARGE",
-            f"expected delta below 1 / records = {1.0 / records:.3g}, got {delta:.3g}",
-            hint="choose a smaller delta: at 1 / records, publishing one record whole would pass",
-        )
-    steps = spec.participation.rounds * local_steps
-    noise_multiplier = _noise_multiplier(privacy, delta, steps)
+    return plan_of(parse_statement(spec, records=records))
+
+
+def plan_of(statement: Statement) -> PrivacyPlan:
+    """Derive the numbers of a statement.
+
+    Raises:
+        RefusedError: the noise is next to nothing (``E-NOISE-TOO-SMALL``), or so little that no
+            epsilon holds (``E-EPSILON-UNBOUNDED``).
+    """
+    match statement:
+        case NonPrivate():
+            return _plan_without_noise(statement)
+        case RecordLocal():
+            return _plan_of_records(statement)
+        case ClientLocal():
+            return _plan_of_updates(statement)
+    assert_never(statement)
+
+
+def _plan_without_noise(statement: NonPrivate) -> PrivacyPlan:
     return PrivacyPlan(
-        mode=privacy.mode,
-        releases=spec.participation.rounds,
-        local_steps=local_steps,
-        sample_rate=privacy.sample_rate,
-        noise_multiplier=noise_multiplier,
-        clip=clip,
-        normaliser=_normaliser(spec, records),
-        epsilon=accounting.epsilon_of(noise_multiplier, privacy.sample_rate, steps, delta),
-        delta=delta,
-        unit=privacy.unit,
+        mode=PrivacyMode.NONE,
+        releases=statement.releases,
+        local_steps=statement.local_steps,
+        sample_rate=1.0,
+        noise_multiplier=0.0,
+        clip=math.inf,
+        normaliser=1.0,
+        epsilon=math.inf,
+        delta=0.0,
+        unit=PrivacyUnit.RECORD,
     )
 
 
-def _refuse_what_is_not_built(spec: RunSpec) -> None:
-    privacy = spec.privacy
-    if privacy.mode is not PrivacyMode.RECORD_LOCAL:
-        raise RefusedError(
-            "E-MODE-NOT-BUILT",
-            f'expected mode "record-local" or "none", got "{privacy.mode.value}"',
-            hint="this version has no mechanism for that mode, so nothing may leave under its name",
-        )
-    if privacy.unit is not PrivacyUnit.RECORD:
-        raise RefusedError(
-            "E-UNIT-NOT-BUILT",
-            f'expected unit "record", got "{privacy.unit.value}"',
-            hint="this version bounds one record's gradient only, not a subject's several records",
-        )
-    if spec.training is None:
-        raise RefusedError(
-            "E-MODE-NEEDS-BUILT-IN",
-            'mode "record-local" holds for the built-in training only, and this run brings an app',
-            hint="how an app of your own uses a record is unknown here: use the built-in training",
-        )
+def _plan_of_records(statement: RecordLocal) -> PrivacyPlan:
+    match statement.unit:
+        case Subject(most_records=most_records):
+            unit = PrivacyUnit.SUBJECT
+        case Record():
+            unit, most_records = PrivacyUnit.RECORD, 1
+    match statement.sampling:
+        case FullBatch(relation=relation):
+            rate = 1.0
+        case Poisson(rate=rate):
+            relation = Relation.ADD_REMOVE
+    steps = statement.releases * statement.local_steps
+    noise_multiplier = _noise_multiplier(statement.calibration, statement.delta, rate, steps)
+    return PrivacyPlan(
+        mode=PrivacyMode.RECORD_LOCAL,
+        releases=statement.releases,
+        local_steps=statement.local_steps,
+        sample_rate=rate,
+        noise_multiplier=noise_multiplier,
+        clip=statement.clip,
+        normaliser=statement.normaliser,
+        epsilon=accounting.epsilon_of(noise_multiplier, rate, steps, statement.delta),
+        delta=statement.delta,
+        unit=unit,
+        relation=relation,
+        most_records=most_records,
+    )
 
 
-def _complete(privacy: PrivacySpec) -> tuple[float, float]:
-    problems = tuple(f"privacy.{key}: {text}" for key, text in privacy.problems())
-    if problems or privacy.clip is None or privacy.delta is None:
-        raise ConfigError(
-            "E-PRIVACY-INCOMPLETE",
-            "the run's privacy is not completely declared",
-            problems=problems,
-        )
-    return privacy.clip, privacy.delta
+def _plan_of_updates(statement: ClientLocal) -> PrivacyPlan:
+    steps = statement.releases
+    noise_multiplier = _noise_multiplier(statement.calibration, statement.delta, 1.0, steps)
+    return PrivacyPlan(
+        mode=PrivacyMode.CLIENT_LOCAL,
+        releases=statement.releases,
+        local_steps=1,
+        sample_rate=1.0,
+        noise_multiplier=noise_multiplier,
+        clip=statement.clip,
+        normaliser=1.0,
+        epsilon=accounting.epsilon_of(noise_multiplier, 1.0, steps, statement.delta),
+        delta=statement.delta,
+        unit=PrivacyUnit.CLIENT,
+        relation=Relation.REPLACE_ONE,
+        most_records=statement.most_owner_records,
+    )
 
 
-def _noise_multiplier(privacy: PrivacySpec, delta: float, steps: int) -> float:
-    if privacy.noise_multiplier is not None:
-        multiplier = privacy.noise_multiplier
-    elif privacy.epsilon is not None:
-        multiplier = accounting.noise_for(privacy.epsilon, delta, privacy.sample_rate, steps)
-    else:  # _complete has seen exactly one of the two
-        raise ValueError("expected epsilon or noise_multiplier")
+def _noise_multiplier(calibration: Calibration, delta: float, rate: float, steps: int) -> float:
+    match calibration:
+        case GivenNoise(noise_multiplier=multiplier):
+            pass
+        case TargetEpsilon(epsilon=epsilon):
+            multiplier = accounting.noise_for(epsilon, delta, rate, steps)
     if multiplier < MIN_NOISE_MULTIPLIER:
         raise RefusedError(
             "E-NOISE-TOO-SMALL",
@@ -184,11 +234,3 @@ def _noise_multiplier(privacy: PrivacySpec, delta: float, steps: int) -> float:
             hint="ask for a smaller epsilon",
         )
     return multiplier
-
-
-def _normaliser(spec: RunSpec, records: int) -> float:
-    if spec.privacy.normaliser > 0:
-        return spec.privacy.normaliser
-    rate = spec.privacy.sample_rate if spec.privacy.sampling is Sampling.POISSON else 1.0
-    trained = 1.0 if spec.training is None else 1.0 - spec.training.validation_fraction
-    return rate * records * trained

@@ -108,11 +108,11 @@ def compare(
         _row((FEDERATED, "federated", max(known, default=None)), specification, sets, federated)
     ]
     pooled = train_alone(specification, list(sets.values()), noise_key=key(POOLED))
-    epsilon = _epsilon(specification, sum(owner.records for owner in sets.values()))
+    epsilon = _epsilon_alone(specification, sum(owner.records for owner in sets.values()))
     rows.append(_row((POOLED, "pooled", epsilon), specification, sets, pooled))
     for name, owner in sets.items():
         alone = train_alone(specification, [owner], noise_key=key(name))
-        epsilon = _epsilon(specification, owner.records)
+        epsilon = _epsilon_alone(specification, owner.records)
         rows.append(_row((f"{name} alone", "alone", epsilon), specification, sets, alone))
     rows.append(_trivial_row(specification, sets))
     return Comparison(
@@ -273,6 +273,11 @@ def _trivial_row(specification: RunSpec, sets: Mapping[str, PreparedSets]) -> Ro
 def _epsilon(specification: RunSpec, records: int) -> float | None:
     plan = privacy_plan(specification, records=records)
     return plan.epsilon if plan.is_private else None
+
+
+def _epsilon_alone(specification: RunSpec, records: int) -> float | None:
+    plan = privacy_plan(specification, records=records)
+    return plan.epsilon if plan.trains_with_noise else None  # no node noises what stays
 
 
 def _title(specification: RunSpec, comparison: Comparison) -> str:

@@ -25,6 +25,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from tacit.core.errors import ConfigError, RefusedError
+from tacit.core.specification import PrivacyUnit
 from tacit.privacy.noise import GaussianStream, UniformStream
 
 if TYPE_CHECKING:
@@ -45,11 +46,16 @@ class OpacusEngine:
         """Attach per-example gradients to ``model`` (which is wrapped, not copied).
 
         Raises:
-            RefusedError: the plan has no mechanism (``E-MODE-NOT-BUILT``).
+            RefusedError: the plan noises no gradients, or bounds those of subjects
+                (``E-MODE-NOT-BUILT``, ``E-UNIT-NOT-BUILT``).
             ConfigError: the model has layers without per-example gradients (``E-MODEL-NOT-DP``).
         """
-        if not plan.is_private:
-            raise RefusedError("E-MODE-NOT-BUILT", "expected a plan with noise, got mode none")
+        if not plan.trains_with_noise:
+            raise RefusedError(
+                "E-MODE-NOT-BUILT", f"expected a plan of DP-SGD, got mode {plan.mode.value}"
+            )
+        if plan.unit is not PrivacyUnit.RECORD:
+            raise RefusedError("E-UNIT-NOT-BUILT", f"expected records, got unit {plan.unit.value}")
         self._plan = plan
         self._key = noise_key
         self._step = 0

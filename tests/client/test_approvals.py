@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ def foreign(**changes: Any) -> dict[str, Any]:
     return values | changes
 
 
+def per_record(mode: PrivacyMode) -> PrivacySpec:
+    return private(mode=mode, unit=PrivacyUnit.RECORD)
+
+
 OPEN = {"modes": tuple(PrivacyMode)}
 ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
 
@@ -77,7 +82,11 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         ({"privacy": open_mode()}, {}, "E-POLICY-MODE"),
         ({"privacy": open_mode()}, OPEN, "approved"),
         ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, OPEN, "E-MODE-NOT-BUILT"),
-        ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-UNIT-NOT-BUILT"),
+        ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-POLICY-SUBJECT"),
+        ({"privacy": private(unit=PrivacyUnit.CLIENT)}, {}, "E-UNIT-NOT-BUILT"),
+        ({"privacy": private(mode=PrivacyMode.CLIENT_LOCAL)}, {}, "E-POLICY-MODE"),
+        ({"privacy": private(mode=PrivacyMode.CLIENT_LOCAL)}, OPEN, "approved"),
+        ({"privacy": per_record(PrivacyMode.CLIENT_LOCAL)}, OPEN, "E-UNIT-NOT-BUILT"),
         ({"privacy": private(delta=0.01)}, {}, "E-POLICY-DELTA"),
         ({"data_set": "other"}, {}, "E-POLICY-DATA-SET"),
         ({}, {"max_epsilon_per_run": 0.5}, "E-POLICY-EPSILON"),
@@ -93,11 +102,22 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         (foreign(), OPEN, "E-POLICY-APP"),
         (foreign(), ALLOWED, "approved"),
         (foreign(privacy=private()), ALLOWED, "E-MODE-APP"),
+        (foreign(privacy=private(mode=PrivacyMode.CLIENT_LOCAL)), ALLOWED, "approved"),
     ],
 )
 def test_each_rule_can_deny(spec: dict[str, Any], policy: dict[str, Any], outcome: str) -> None:
     """A run that breaks one rule of the policy is denied with that rule's code."""
     assert judged(spec, policy) == outcome
+
+
+def test_subjects_need_a_column_that_names_them() -> None:
+    """Unit subject is admitted where the owner's data set says whose record each is."""
+    config = make_config(HERE)
+    named = dataclasses.replace(config.data_sets["default"], subject="patient")
+    config = dataclasses.replace(config, data_sets={"default": named})
+    spec = make_spec(privacy=private(unit=PrivacyUnit.SUBJECT, most_records=5))
+    offer = Offer(specification=spec, epsilon=1.0, isolated=True)
+    assert judge(offer, config).verdict is Verdict.APPROVED
 
 
 def test_run_without_an_account_is_denied() -> None:

@@ -16,6 +16,7 @@ from tacit.core.specification import PrivacyMode, RunSpec, canonical_json
 from tacit.learning.app import app
 from tacit.learning.models import initial_arrays
 from tacit.learning.prepared import PreparedSets, save_prepared
+from tacit.privacy.spec import BUILT_MODES
 from tacit.protos import flower
 from tacit.protos.fleet_pb2 import InstructionHead
 
@@ -227,7 +228,7 @@ def test_nonsense_in_the_message_is_refused(
 
 
 @pytest.mark.parametrize(
-    "mode", [m for m in PrivacyMode if m.value not in ("none", "record-local")]
+    "mode", [mode for mode in PrivacyMode if mode not in BUILT_MODES], ids=lambda m: m.value
 )
 def test_modes_without_a_mechanism_train_nothing(
     mode: PrivacyMode, make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict]

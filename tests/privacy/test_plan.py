@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tacit.core.errors import RefusedError
-from tacit.core.specification import PrivacyMode, RunSpec
-from tacit.privacy.accounting import epsilon_of
-from tacit.privacy.plan import privacy_plan
+from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
+from tacit.privacy.accounting import epsilon_of, noise_for
+from tacit.privacy.plan import SENSITIVITY_MARGIN, privacy_plan
+from tacit.privacy.spec import BUILT_MODES
 
 MakeRun = Callable[..., RunSpec]
 PRIVACY = {"mode": "record-local", "clip": 0.5, "delta": 1e-4}
@@ -62,11 +65,11 @@ def test_mode_none_has_no_epsilon(make_run: MakeRun) -> None:
     assert not plan.is_private
     assert (plan.epsilon, plan.noise_multiplier, plan.clip) == (math.inf, 0.0, math.inf)
     assert plan.epsilon_after(1) == math.inf
+    with pytest.raises(ValueError, match="mode none"):
+        plan.mechanism()
 
 
-@pytest.mark.parametrize(
-    "mode", [m.value for m in PrivacyMode if m.value not in ("none", "record-local")]
-)
+@pytest.mark.parametrize("mode", [mode.value for mode in PrivacyMode if mode not in BUILT_MODES])
 def test_modes_without_a_mechanism_are_refused(make_run: MakeRun, mode: str) -> None:
     """Nothing leaves under the name of a mode that is not built."""
     run = make_run(privacy={**PRIVACY, "mode": mode, "epsilon": 1.0})
@@ -74,11 +77,53 @@ def test_modes_without_a_mechanism_are_refused(make_run: MakeRun, mode: str) -> 
         privacy_plan(run, records=100)
 
 
-def test_the_unit_subject_is_refused(make_run: MakeRun) -> None:
-    """One record's clip bounds no subject with several records."""
-    run = make_run(privacy={**PRIVACY, "epsilon": 1.0, "unit": "subject"})
-    with pytest.raises(RefusedError, match="E-UNIT-NOT-BUILT"):
-        privacy_plan(run, records=100)
+def test_a_subject_costs_what_a_record_costs(make_run: MakeRun) -> None:
+    """One clip per subject: the plan differs in the unit and in the most records of one only."""
+    run = make_run(privacy={**PRIVACY, "epsilon": 1.0, "unit": "subject", "most_records": 20})
+    plan = privacy_plan(run, records=100)
+    by_record = privacy_plan(make_run(privacy={**PRIVACY, "epsilon": 1.0}), records=100)
+    changes = {"unit": PrivacyUnit.SUBJECT, "most_records": 20}
+    assert plan == dataclasses.replace(by_record, **changes)
+
+
+def test_replacing_a_record_needs_twice_the_noise(make_run: MakeRun) -> None:
+    """The multiplier is relative to the sensitivity: C when one comes or goes, 2C in exchange."""
+    one = privacy_plan(make_run(privacy={**PRIVACY, "epsilon": 1.0}), records=100)
+    replaced = {**PRIVACY, "epsilon": 1.0, "relation": "replace-one"}
+    two = privacy_plan(make_run(privacy=replaced), records=100)
+    assert (one.sensitivity, two.sensitivity) == (0.5, 1.0)
+    assert two.noise_multiplier == one.noise_multiplier
+    assert two.noise_deviation == 2.0 * one.noise_deviation
+    assert two.epsilon == one.epsilon
+
+
+def test_one_release_is_what_the_accountant_composes(make_run: MakeRun) -> None:
+    """Multiplier, rate and steps of one release, composed over the rounds, cost the run's epsilon.
+
+    The margin for rounding is in the noise, not in the multiplier.
+    """
+    sampled = {"noise_multiplier": 2.0, "sampling": "poisson", "sample_rate": 0.25}
+    plan = privacy_plan(make_run(privacy=PRIVACY | sampled), records=100)
+    multiplier, rate, steps = plan.mechanism()
+    assert (multiplier, rate, steps) == (2.0, 0.25, 2)
+    assert epsilon_of(multiplier, rate, plan.releases * steps, plan.delta) == plan.epsilon
+    assert plan.noise_deviation == multiplier * plan.sensitivity * (1 + SENSITIVITY_MARGIN)
+
+
+def test_the_node_noises_whole_updates_of_any_app(make_run: MakeRun) -> None:
+    """client-local: one noised step per round, at 2C, for the whole data set of the owner."""
+    app: dict[str, Any] = {"model": None, "training": None, "app": {"client": "a.b:c"}}
+    app["results"] = {"train": {"arrays": "model"}}
+    privacy = {**PRIVACY, "mode": "client-local", "epsilon": 2.0}
+    foreign = privacy_plan(make_run(privacy=privacy, **app), records=100)
+    assert foreign == privacy_plan(make_run(privacy=privacy), records=100)
+    assert (foreign.unit, foreign.relation) == (PrivacyUnit.CLIENT, Relation.REPLACE_ONE)
+    assert (foreign.steps, foreign.clip, foreign.sensitivity) == (10, 0.5, 1.0)
+    assert foreign.most_records == 100
+    assert foreign.noise_multiplier == noise_for(2.0, 1e-4, 1.0, 10)
+    assert foreign.epsilon == pytest.approx(2.0, rel=1e-6)
+    assert foreign.is_private
+    assert not foreign.trains_with_noise
 
 
 def test_a_foreign_app_gets_no_claim_per_record(make_run: MakeRun) -> None:
