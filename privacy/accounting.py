@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import dp_accounting
 from dp_accounting import pld
@@ -20,6 +21,21 @@ from tacit.core.errors import RefusedError
 _MAX_MU = 1e3  # epsilon above 5e5: nobody means that
 _RELATIVE_TOLERANCE = 1e-10
 _CALIBRATION_SLACK = 1e-3  # share of epsilon that a calibrated multiplier may leave unused
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledGaussian:
+    """Noised sums over Poisson samples of the records.
+
+    Attributes:
+        noise_multiplier: sigma / sensitivity under the entry's relation.
+        sample_rate: Poisson's q; 1 takes every record.
+        steps: how many sums.
+    """
+
+    noise_multiplier: float
+    sample_rate: float = 1.0
+    steps: int = 1
 
 
 def _log_normal_cdf(x: float) -> float:
