@@ -158,11 +158,16 @@ def estimate_metrics(
 
 
 def _bounded(name: str, ratio: Ratio, *, highest: float) -> dict[str, Estimate]:
-    """Return the ratio and its interval within what it can be at all."""
+    """Return the ratio and its interval within what it can be at all.
+
+    Where the noise has carried the ratio outside, the interval reaches as far to the inside of the
+    end as it would have from the ratio: cut at the end alone, it could seem to be of no width.
+    """
     ends = ratio.interval()
     if ends is None:
         return {name: None, f"{name}-interval": [0.0, highest]}
-    low, value, high = (
-        min(max(x, 0.0), highest) for x in (ends[0], ratio.above / ratio.below, ends[1])
-    )
-    return {name: value, f"{name}-interval": [low, high]}
+    raw = ratio.above / ratio.below
+    value = min(max(raw, 0.0), highest)
+    low = min(ends[0], ends[0] + value - raw)
+    high = max(ends[1], ends[1] + value - raw)
+    return {name: value, f"{name}-interval": [max(low, 0.0), min(high, highest)]}
