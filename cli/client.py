@@ -227,9 +227,17 @@ def _asked(run: RunRecord) -> dict[str, Any]:
         "verdict": run.verdict.value,
         "reason": run.reason,
         "epsilon": run.epsilon,
+        **_evaluation_cost(run),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
+
+
+def _evaluation_cost(run: RunRecord) -> dict[str, Any]:
+    """Return what the run's noised evaluations cost each record that is not trained on."""
+    evaluation = json_module.loads(run.specification).get("evaluation") or {}
+    epsilon = evaluation.get("epsilon", 0.0) if isinstance(evaluation, dict) else 0.0
+    return {"evaluation_epsilon": epsilon} if epsilon else {}
 
 
 def _said(value: Any) -> Any:  # noqa: ANN401 - JSON

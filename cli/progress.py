@@ -9,9 +9,12 @@ from tacit.cli.output import visible
 from tacit.core.events import Event, EventKind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from rich.progress import Progress
+
+INTERVAL = "-interval"  # what follows a metric's name where its noise is known
 
 
 class RoundProgress:
@@ -103,11 +106,29 @@ _LINES = {
 def _metrics(metrics: object) -> str:
     if not isinstance(metrics, dict) or not metrics:
         return ""
-    shown = [
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in metrics.items()
-    ]
-    return ", " + ", ".join(shown)
+    return ", " + ", ".join(f"{key} {text}" for key, text in metric_texts(metrics).items())
+
+
+def metric_texts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return metrics as texts; a value goes with its interval, if it has one.
+
+    What stands after the sign is half the width of the 95 % interval, noise included.
+    """
+    texts = {}
+    for key, value in metrics.items():
+        if key.endswith(INTERVAL) and key.removesuffix(INTERVAL) in metrics:
+            continue
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        ends = metrics.get(key + INTERVAL)
+        if ends is not None:
+            low, high = ends
+            text = (
+                f"between {low:.4g} and {high:.4g} (95 %), too noisy to say"
+                if value is None
+                else f"{text} \N{PLUS-MINUS SIGN} {(high - low) / 2:.2g}"
+            )
+        texts[key] = text
+    return texts
 
 
 def _make_bar(rounds: int) -> tuple[Progress, Any]:

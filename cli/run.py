@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.output import Table, emit
-from tacit.cli.progress import RoundProgress
+from tacit.cli.progress import RoundProgress, metric_texts
 from tacit.core.configuration import load_config, read_config_text
 from tacit.core.errors import AppError, ConfigError, UnavailableError
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
@@ -138,7 +138,9 @@ def show(
     emit(_plain(reply.run), json=False)
     if manifest is not None and manifest.get("rounds"):
         last = manifest["rounds"][-1]
-        emit({"last round": {k: v for k, v in last.items() if v not in (None, {}, [])}}, json=False)
+        shown = {k: v for k, v in last.items() if v not in (None, {}, [])}
+        shown |= {k: metric_texts(shown[k]) for k in ("metrics", "evaluation") if k in shown}
+        emit({"last round": shown}, json=False)
 
 
 @app.command()
@@ -222,6 +224,7 @@ def _checked(file: Path, *, records: int) -> Checked:
         "rounds": people.rounds,
         "min_clients": people.min_clients,
         "privacy": _privacy_summary(specification, records),
+        **_evaluation_summary(specification),
         "specification_sha256": specification_sha256(canonical_json(specification)),
     }
     return Checked(specification=specification, source=source, summary=summary)
@@ -271,6 +274,22 @@ def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
     if records or privacy.normaliser:
         summary["normaliser"] = plan.normaliser
     return summary
+
+
+def _evaluation_summary(specification: RunSpec) -> dict[str, Any]:
+    if not specification.noises("evaluate"):
+        return {}
+    from tacit.privacy.evaluation_plan import evaluation_plan  # noqa: PLC0415 - half a second
+
+    plan = evaluation_plan(specification)
+    summary = {
+        "evaluations": plan.releases,
+        "epsilon": plan.epsilon,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "loss_bound": plan.loss_bound,
+    }
+    return {"evaluation": summary}
 
 
 def _initial_file(file: Path, specification: RunSpec, folder: Path) -> Path:

@@ -150,6 +150,12 @@ def _epsilon_has_room(offer: Offer, config: ClientConfig) -> None:
     if offer.epsilon is None or not offer.epsilon <= limit:
         asked = "an unknown epsilon" if offer.epsilon is None else f"{offer.epsilon:.4g}"
         raise RefusedError("E-POLICY-EPSILON", f"expected epsilon of at most {limit}, got {asked}")
+    evaluation = offer.specification.evaluation.epsilon
+    if evaluation > limit:  # of other records: nothing to add
+        raise RefusedError(
+            "E-POLICY-EPSILON",
+            f"expected evaluation.epsilon of at most {limit}, got {evaluation:.4g}",
+        )
 
 
 def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
@@ -180,18 +186,20 @@ def _metrics_are_protected(offer: Offer, config: ClientConfig) -> None:
 
 
 def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
-    """Refuse evaluation on records whose mode promises noise, unless the owner allows it.
+    """Refuse exact metrics of records whose mode promises noise, unless the owner allows them.
 
     Raises:
         RefusedError: E-POLICY-EXACT-METRICS.
     """
     if specification.privacy.mode is PrivacyMode.NONE or specification.evaluation.every == 0:
         return
+    if specification.noises("evaluate"):
+        return
     if not policy.allow_exact_metrics:
         raise RefusedError(
             "E-POLICY-EXACT-METRICS",
-            f"expected evaluation.every = 0 under {specification.privacy.mode.value}: "
-            "metrics would leave without noise",
+            f"expected evaluation.epsilon, or evaluation.every = 0, under "
+            f"{specification.privacy.mode.value}: metrics would leave without noise",
             hint="The owner may allow it: allow_exact_metrics = true under [policy].",
         )
 
@@ -285,4 +293,7 @@ def _fits(offer: Offer, rule: ApprovalRule) -> bool:
         return False
     if rule.max_rounds and specification.participation.rounds > rule.max_rounds:
         return False
-    return not rule.max_epsilon or (offer.epsilon is not None and offer.epsilon <= rule.max_epsilon)
+    if not rule.max_epsilon:
+        return True
+    evaluation = specification.evaluation.epsilon
+    return offer.epsilon is not None and max(offer.epsilon, evaluation) <= rule.max_epsilon

@@ -184,6 +184,8 @@ def _mechanism(release: Release) -> None:
         raise RefusedError(
             "E-REPLY-UNDECLARED", "only train and evaluate have an account in this mode"
         )
+    if message_type == "evaluate" and specification.noises("evaluate"):
+        _evaluations_have_room(release)
     limit = release.policy.max_epsilon_per_run
     if message_type == "train" and not (release.epsilon is not None and release.epsilon <= limit):
         raise RefusedError(
@@ -192,6 +194,17 @@ def _mechanism(release: Release) -> None:
             "have left",
             hint="Rounds that are tried again cost again; the owner's limit is "
             "max_epsilon_per_run.",
+        )
+
+
+def _evaluations_have_room(release: Release) -> None:
+    """Refuse one noised evaluation more than ``evaluation.epsilon`` was shared out among."""
+    evaluations = release.specification.evaluations
+    if release.released >= evaluations:
+        raise RefusedError(
+            "E-PRIVACY-SPENT",
+            f"expected at most {evaluations} noised evaluations, after {release.released} that "
+            "have left",
         )
 
 

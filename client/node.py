@@ -33,7 +33,7 @@ from tacit.client.preparation import PREPARED_NAME
 from tacit.client.replies import Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
-from tacit.core.specification import PrivacyMode, specification_sha256
+from tacit.core.specification import specification_sha256
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
 
@@ -180,8 +180,7 @@ class Node:
         release = self._release(head, run)
         verify_permitted(release)
         call = pipe_pb2.WorkerCall(instruction=head)
-        private = release.specification.privacy.mode is not PrivacyMode.NONE
-        if private and head.message_type == "train":
+        if release.specification.noises(head.message_type):
             call.noise_key = self.store.noise_key(
                 head.message_id, head.attempt, fresh=self._around.fresh_key
             )

@@ -18,10 +18,17 @@ MAX_LOSS = 1e6
 # Integers up to here survive as the float64 weights of a mean.
 MAX_EXAMPLES = 2.0**53
 
+# Noised sums over an owner's validation records; the server adds them up and divides last.
+SUM_CORRECT = "sum-correct"
+SUM_WRONG = "sum-wrong"
+SUM_LOSS = "sum-loss"
+SUMS = (SUM_CORRECT, SUM_WRONG, SUM_LOSS)
+
 _ONE = MetricSpec(range=(1.0, 1.0))
 _COUNT = MetricSpec(range=(1.0, MAX_EXAMPLES))
 _LOSS = MetricSpec(range=(0.0, MAX_LOSS))
 _SHARE = MetricSpec(range=(0.0, 1.0))
+_NOISED = MetricSpec(range=(-MAX_EXAMPLES, MAX_EXAMPLES))  # noise goes below zero, and is finite
 
 
 def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
@@ -30,7 +37,8 @@ def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
     Runs with an app of their own declare it in ``results``. Built-in runs reply to ``train`` with
     the model and a weight. Under differential privacy the weight is 1: the number of an owner's
     records is part of what is protected, and a mean weighted by it would have another sensitivity.
-    Evaluation carries exact metrics; whether they may leave is for the owner's policy to say.
+    Evaluation carries noised sums where the run declares ``evaluation.epsilon``, else exact
+    metrics; whether those may leave is for the owner's policy to say.
     """
     if spec.app is not None:
         return spec.results
@@ -40,9 +48,10 @@ def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
     else:
         train = {"num-examples": _ONE}
         weight = _ONE
+    evaluate = {"num-examples": weight, "loss": _LOSS, "accuracy": _SHARE}
+    if spec.noises("evaluate"):
+        evaluate = {"num-examples": _ONE} | dict.fromkeys(SUMS, _NOISED)
     return {
         "train": ReplySpec(arrays="model", metrics=train),
-        "evaluate": ReplySpec(
-            arrays="none", metrics={"num-examples": weight, "loss": _LOSS, "accuracy": _SHARE}
-        ),
+        "evaluate": ReplySpec(arrays="none", metrics=evaluate),
     }

@@ -209,17 +209,23 @@ class EvaluationSpec:
     """Federated evaluation on each owner's validation records.
 
     Exact metrics are values that leave the owner: under any privacy mode but ``none`` an owner's
-    node refuses them unless its policy says ``allow_exact_metrics = true``.
+    node refuses them unless its policy says ``allow_exact_metrics = true``. With ``epsilon`` they
+    leave as noised sums instead (privacy/evaluation_plan.py).
 
     Attributes:
         every: evaluate after every this many rounds; 0 never.
+        epsilon: what all evaluations of the run together may cost each unit on the validation side,
+            at the run's delta; 0: the metrics are exact.
     """
 
     every: int = 0
+    epsilon: float = 0.0
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.every < 0:
             yield "every", f"expected 0 (never) or more, got {self.every}"
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            yield "epsilon", f"expected 0 (exact metrics) or more, got {self.epsilon}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +337,33 @@ class RunSpec:
         if not _DATA_SET.fullmatch(self.data_set):
             yield "data_set", f"expected letters, digits, '-', '_' and '.', got {self.data_set!r}"
         yield from self._problems_of_parts()
+        if self.evaluation.epsilon > 0:
+            yield from self._problems_of_noised_metrics()
+
+    @property
+    def evaluations(self) -> int:
+        """How often the owners are asked to evaluate: after every ``evaluation.every`` rounds."""
+        every = self.evaluation.every
+        return self.participation.rounds // every if every > 0 else 0
+
+    def noises(self, message_type: str) -> bool:
+        """Whether replies to this kind of message carry noise, which takes a key of the node's."""
+        if self.privacy.mode is PrivacyMode.NONE:
+            return False
+        return message_type == "train" or (
+            message_type == "evaluate" and self.evaluation.epsilon > 0
+        )
+
+    def _problems_of_noised_metrics(self) -> Iterator[tuple[str, str]]:
+        key = "evaluation.epsilon"
+        if self.privacy.mode is PrivacyMode.NONE:
+            yield key, 'mode = "none" adds no noise: remove this key or choose another mode'
+        if self.app is not None:
+            yield key, "only the built-in app adds noise to metrics: remove this key"
+        if self.evaluations == 0:
+            yield key, "nothing is evaluated: set evaluation.every to 1 up to participation.rounds"
+        if self.training is not None and self.training.validation_fraction == 0:
+            yield key, "nothing is held out to evaluate on: raise training.validation_fraction"
 
     def _problems_of_parts(self) -> Iterator[tuple[str, str]]:
         built_in = [key for key in ("data", "model", "training") if getattr(self, key) is not None]

@@ -24,12 +24,13 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from tacit.core.configuration import from_plain
-from tacit.core.errors import AppError, ConfigError
+from tacit.core.errors import AppError, ConfigError, RefusedError
 from tacit.core.specification import DataSpec, ModelSpec, RunSpec, TrainingSpec
-from tacit.learning.evaluation import evaluate_model
+from tacit.learning.evaluation import evaluate_model, noised_evaluation
 from tacit.learning.models import Arrays, build_model, load_model_arrays
 from tacit.learning.prepared import PreparedSets, load_prepared
 from tacit.learning.training import Recipe, train_model
+from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.noise import derive_key
 from tacit.privacy.plan import PrivacyPlan, privacy_plan
 from tacit.protos.flower import array_record
@@ -46,6 +47,7 @@ app = ClientApp()
 class _Task:
     """One call, parsed: what to do, on which records, from which weights."""
 
+    spec: RunSpec
     training: TrainingSpec
     plan: PrivacyPlan
     sets: PreparedSets
@@ -82,14 +84,30 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate on the owner's validation records; the values are exact."""
-    _take_noise_key(context)  # not used here, and not to be stored with the state either
+    """Evaluate on the owner's validation records: noised sums where the run declares an epsilon.
+
+    Without one the values are exact.
+    """
+    key = _take_noise_key(context)
     task = _open_task(message, context)
-    metrics = evaluate_model(task.model, task.sets.validation)
+    if task.spec.noises("evaluate"):
+        metrics = _noised_metrics(task, key)
+    else:
+        metrics = evaluate_model(task.model, task.sets.validation)
     if task.plan.is_private:
         metrics["num-examples"] = 1
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})
     return Message(content=content, reply_to=message)
+
+
+def _noised_metrics(task: _Task, key: bytes | None) -> dict[str, float]:
+    if key is None:
+        raise RefusedError(
+            "E-NOISE-KEY-MISSING",
+            "expected a noise key from the node, got none: without noise no metric may leave",
+        )
+    key = derive_key(key, purpose=f"evaluate {_digest(task.received)}")
+    return noised_evaluation(task.model, task.sets.validation, evaluation_plan(task.spec), key=key)
 
 
 def _open_task(message: Message, context: Context) -> _Task:
@@ -101,7 +119,7 @@ def _open_task(message: Message, context: Context) -> _Task:
     model = build_model(model_spec, data, private=plan.trains_with_noise)
     received = _arrays(message)
     load_model_arrays(model, received)
-    return _Task(training=training, plan=plan, sets=sets, received=received, model=model)
+    return _Task(spec=spec, training=training, plan=plan, sets=sets, received=received, model=model)
 
 
 def _specification(context: Context) -> RunSpec:

@@ -40,6 +40,7 @@ from tacit.server.checkpoint import (
     seed_generators,
 )
 from tacit.server.manifest import RoundEntry, RunManifest
+from tacit.server.noised_metrics import merge_noised_metrics
 from tacit.server.strategies import build_strategy, restore_state, state_of
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ class StrategyRun:
             replies = self._grid.send_and_receive(
                 messages, timeout=self._run.participation.round_deadline_s
             )
-        metrics = None
-        if any(not reply.has_error() for reply in replies):
+        metrics: Metrics | None = None
+        if self._run.noises("evaluate"):
+            metrics = merge_noised_metrics(self._run, list(replies))
+        elif any(not reply.has_error() for reply in replies):
             metrics = plain_metrics(self._strategy.aggregate_evaluate(number, replies))
         self._event(
             EventKind.EVALUATION_FINISHED,

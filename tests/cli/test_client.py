@@ -27,7 +27,8 @@ def home(tmp_path: Path) -> Path:
             RunRecord(
                 run_id=run_id,
                 name="heart",
-                specification=b'{"privacy":{"clip":0.5,"mode":"record-local"},"results":{}}',
+                specification=b'{"privacy":{"clip":0.5,"mode":"record-local"},"results":{},'
+                b'"evaluation":{"every":5,"epsilon":0.5}}',
                 specification_sha256=bytes(32),
                 app_sha256=bytes(32),
                 verdict=Verdict.PENDING,
@@ -53,6 +54,7 @@ def test_an_owner_reads_what_a_run_asks_before_approving(
     assert run(["client", "status", "r-0000000a", "--home", str(home)]) == 0
     text = capsys.readouterr().out
     assert "mode: record-local" in text
+    assert "evaluation_epsilon: 0.5" in text
     assert "results" not in text
 
 

@@ -40,6 +40,8 @@ def test_check_says_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None
     assert summary["privacy"]["epsilon"] == pytest.approx(1.0, abs=1e-3)
     assert summary["privacy"]["steps"] == 20
     assert summary["model"]["parameters"] == 54
+    assert summary["evaluation"]["evaluations"] == 1
+    assert summary["evaluation"]["epsilon"] == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,12 @@ def test_events_become_one_line_each() -> None:
             EventKind.ROUND_FINISHED, round=3, cohort=["a", "b"], metrics={"loss": 0.5}, seconds=1.5
         )
         == "round 3/20: 2 owners, 1.5 s, loss 0.5"
+    )
+    noised = {"accuracy": 0.8125, "accuracy-interval": [0.75, 0.875], "loss": None}
+    noised["loss-interval"] = [0.0, 2.77]
+    assert event(EventKind.EVALUATION_FINISHED, round=3, metrics=noised) == (
+        "evaluation after round 3, accuracy 0.8125 \N{PLUS-MINUS SIGN} 0.062, "
+        "loss between 0 and 2.77 (95 %), too noisy to say"
     )
     assert event(EventKind.REPLY_FAILED, round=3, member="a\x1b[31m", code="E-X").isprintable()
     assert event(EventKind.RUN_FAILED) == "failed: - [-]"

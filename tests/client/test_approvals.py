@@ -92,6 +92,8 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         ({}, {"max_epsilon_per_run": 0.5}, "E-POLICY-EPSILON"),
         ({"evaluation": EvaluationSpec(every=1)}, {}, "E-POLICY-EXACT-METRICS"),
         ({"evaluation": EvaluationSpec(every=1)}, {"allow_exact_metrics": True}, "approved"),
+        ({"evaluation": EvaluationSpec(every=1, epsilon=0.5)}, {}, "approved"),
+        ({"evaluation": EvaluationSpec(every=1, epsilon=3.5)}, {}, "E-POLICY-EPSILON"),
         (
             {"participation": ParticipationSpec(rounds=1, min_clients=1)},
             {},
@@ -140,6 +142,8 @@ def test_rules_narrow_what_needs_no_person() -> None:
     policy = {"rules": {"small": rule}}
     assert judged({}, policy) == "E-APPROVAL-PENDING"
     assert judged({}, policy, epsilon=0.5) == "approved"
+    noisy = {"evaluation": EvaluationSpec(every=1, epsilon=0.6)}
+    assert judged(noisy, policy, epsilon=0.5) == "E-APPROVAL-PENDING"
     many = {"participation": ParticipationSpec(rounds=11)}
     assert judged(many, policy, epsilon=0.5) == "E-APPROVAL-PENDING"
     assert judged({}, {"approve": Approval.ASK}) == "E-APPROVAL-PENDING"

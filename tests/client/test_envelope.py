@@ -147,6 +147,28 @@ def test_exact_metrics_under_a_noised_mode_need_the_owners_word() -> None:
     verify_release(release, memoryview(payload))
 
 
+NOISED = {"num-examples": 1, "sum-correct": -3.5, "sum-wrong": 30.25, "sum-loss": 12.5}
+
+
+def test_noised_metrics_need_nobodys_word() -> None:
+    """With evaluation.epsilon the sums leave, below zero as well; exact metrics still do not."""
+    spec = make_spec(evaluation=EvaluationSpec(every=1, epsilon=0.5))
+    manifest, payload = manifest_of(None, NOISED)
+    changes = {"spec": spec, "message_type": "evaluate"}
+    verify_release(release_of(manifest, payload, **changes), memoryview(payload))
+    exact, payload = manifest_of(None, {"num-examples": 1, "loss": 0.5, "accuracy": 0.5})
+    assert refusal(exact, payload, **changes) == "E-REPLY-METRIC"
+
+
+def test_no_more_noised_evaluations_leave_than_share_the_epsilon() -> None:
+    """Two rounds, each evaluated: the noise is for two releases, and a third is refused."""
+    spec = make_spec(evaluation=EvaluationSpec(every=1, epsilon=0.5))
+    manifest, payload = manifest_of(None, NOISED)
+    changes = {"spec": spec, "message_type": "evaluate"}
+    verify_release(release_of(manifest, payload, released=1, **changes), memoryview(payload))
+    assert refusal(manifest, payload, released=2, **changes) == "E-PRIVACY-SPENT"
+
+
 def renamed(name: str) -> Callable[[Manifest], None]:
     def change(manifest: Manifest) -> None:
         manifest.records[0].arrays[0].name = name

@@ -19,6 +19,7 @@ from tacit.core.errors import (
 )
 from tacit.core.specification import (
     AppSpec,
+    EvaluationSpec,
     ParticipationSpec,
     PrivacyMode,
     ReplySpec,
@@ -97,6 +98,19 @@ def test_noise_key_belongs_to_one_attempt_and_is_wiped_when_closed(tmp_path: Pat
     node.close_message(head.message_id)
     assert node.store.noise_key(head.message_id, 0, fresh=lambda: b"x" * 32) == b"x" * 32
     assert keys[0] not in (tmp_path / "client.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize(("epsilon", "keys"), [(0.5, 1), (0.0, 0)], ids=["noised", "exact"])
+def test_an_evaluation_gets_a_key_where_it_is_noised(
+    tmp_path: Path, epsilon: float, keys: int
+) -> None:
+    """The node hands a key over where the run adds noise, and nowhere else."""
+    spec = make_spec(evaluation=EvaluationSpec(every=1, epsilon=epsilon))
+    node, runner = make_node(tmp_path, make_config(tmp_path, allow_exact_metrics=True))
+    offer(node, spec)
+    node.answer(*instruction(spec, message_type="evaluate"))
+    assert len(runner.calls) == 1
+    assert sum(len(call.noise_key) == 32 for call in runner.calls) == keys
 
 
 def test_closed_message_leaves_no_file(tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ def test_under_differential_privacy_the_weight_is_one(kind: str) -> None:
     assert schema[kind].metrics["num-examples"].range == (1.0, 1.0)
 
 
+def test_noised_metrics_are_sums_and_nothing_else() -> None:
+    """With evaluation.epsilon no exact metric is declared, and a sum may be below zero."""
+    noised = {"evaluation": {"every": 1, "epsilon": 1.0}, "privacy": DP}
+    metrics = result_schema(from_plain({**BUILT_IN, **noised}, RunSpec))["evaluate"].metrics
+    assert set(metrics) == {"num-examples", "sum-correct", "sum-wrong", "sum-loss"}
+    assert metrics["num-examples"].range == (1.0, 1.0)
+    low, high = metrics["sum-correct"].range
+    assert low < -1e15
+    assert 1e15 < high < float("inf")
+
+
 def test_under_differential_privacy_training_tells_no_loss() -> None:
     """The training loss is a function of the records."""
     schema = result_schema(from_plain({**BUILT_IN, "privacy": DP}, RunSpec))

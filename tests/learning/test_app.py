@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from tacit.core.configuration import from_plain
 from tacit.core.errors import AppError, ConfigError, RefusedError, TacitError
 from tacit.core.results import result_schema
-from tacit.core.specification import PrivacyMode, RunSpec, canonical_json
+from tacit.core.specification import PrivacyMode, PrivacyUnit, RunSpec, canonical_json
 from tacit.learning.app import app
+from tacit.learning.evaluation import noised_evaluation
 from tacit.learning.models import initial_arrays
-from tacit.learning.prepared import PreparedSets, save_prepared
+from tacit.learning.prepared import Examples, PreparedSets, save_prepared
+from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.spec import BUILT_MODES
 from tacit.protos import flower
 from tacit.protos.fleet_pb2 import InstructionHead
@@ -83,6 +87,20 @@ def call(tmp_path: Path, sets: PreparedSets) -> Callable[..., flower.RecordDict]
     return send
 
 
+def heart_like(*, noise_free: bool = False) -> RunSpec:
+    """A run of one evaluation; with next to no noise where the sums are to be read."""
+    plain = {
+        "name": "test",
+        "data": DATA,
+        "model": {"kind": "logistic"},
+        "training": {"learning_rate": 0.5},
+        "privacy": DP,
+        "participation": {"rounds": 1},
+        "evaluation": {"every": 1, "epsilon": 400.0 if noise_free else 1.0},
+    }
+    return from_plain(plain, RunSpec)
+
+
 def weights(content: flower.RecordDict) -> dict[str, np.ndarray]:
     return {name: array.numpy() for name, array in content.array_records["arrays"].items()}
 
@@ -139,6 +157,92 @@ def test_an_evaluated_reply_keeps_the_schema(
     assert keeps_schema(run, "evaluate", content)
     accuracy = content.metric_records["metrics"]["accuracy"]
     assert accuracy == float(np.mean(sets.validation.labels == 0))
+
+
+NOISED = {"every": 1, "epsilon": 1.0}
+
+
+def test_noised_metrics_are_sums_with_noise_of_the_plan(
+    make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict], sets: PreparedSets
+) -> None:
+    """300 keys: right, wrong and loss are right on average, with the declared deviation."""
+    run = make_run(data=DATA, privacy=DP, evaluation=NOISED)
+    query = evaluation_plan(run).query
+    first = call(run, "evaluate", key=KEY)
+    assert not first.array_records
+    assert keeps_schema(run, "evaluate", first)
+    draws = [
+        call(run, "evaluate", key=n.to_bytes(32, "big")).metric_records["metrics"]
+        for n in range(300)
+    ]
+    right, held_out = int(np.sum(sets.validation.labels == 0)), len(sets.validation)
+    for name, truth, deviation in (
+        ("sum-correct", right, query.deviation("answers")),
+        ("sum-wrong", held_out - right, query.deviation("answers")),
+        ("sum-loss", held_out * math.log(2), query.deviation("loss")),
+    ):
+        values = np.array([draw[name] for draw in draws])
+        assert abs(values.mean() - truth) < 5 * deviation / math.sqrt(300)
+        assert values.std() == pytest.approx(deviation, rel=0.2)
+        assert truth not in values
+        assert len(set(values)) == 300
+
+
+def test_a_noised_reply_is_rebuilt_and_another_instruction_is_noised_anew(
+    make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict]
+) -> None:
+    """Noise comes from the key and the received weights; under one key two replies do not cancel.
+
+    The weights are moved so little that the sums without noise are the same.
+    """
+    run = make_run(data=DATA, privacy=DP, evaluation=NOISED)
+    start = initial_arrays(run)
+    moved = {name: array + np.float32(1e-12) for name, array in start.items()}
+    one, again, other = (
+        call(run, "evaluate", key=KEY, arrays=arrays).metric_records["metrics"]
+        for arrays in (start, start, moved)
+    )
+    assert dict(one) == dict(again)
+    assert one["sum-correct"] != other["sum-correct"]
+
+
+def test_no_key_no_noised_metrics(
+    make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict]
+) -> None:
+    """Without a key from the node nothing is evaluated."""
+    run = make_run(data=DATA, privacy=DP, evaluation=NOISED)
+    with pytest.raises(RefusedError, match="E-NOISE-KEY-MISSING"):
+        call(run, "evaluate")
+
+
+def test_nobody_held_out_is_answered_with_noise(sets: PreparedSets) -> None:
+    """A refusal would tell the count; so would another number of values."""
+    nobody = Examples(features=sets.validation.features[:0], labels=sets.validation.labels[:0])
+    plan = evaluation_plan(heart_like())
+    metrics = noised_evaluation(nn.Linear(6, 2), nobody, plan, key=KEY)
+    assert set(metrics) == {"sum-correct", "sum-wrong", "sum-loss"}
+    assert all(math.isfinite(value) and value != 0.0 for value in metrics.values())
+
+
+def test_a_model_that_gives_nan_is_wrong_and_of_the_highest_loss(sets: PreparedSets) -> None:
+    """A diverged model hides no record: all are counted, none as right."""
+    plan = evaluation_plan(heart_like(noise_free=True))
+    model = nn.Linear(6, 2)
+    nn.init.constant_(model.weight, math.nan)
+    metrics = noised_evaluation(model, sets.validation, plan, key=KEY)
+    count = len(sets.validation)
+    assert metrics["sum-correct"] == pytest.approx(0.0, abs=0.5)
+    assert metrics["sum-wrong"] == pytest.approx(count, abs=0.5)
+    assert metrics["sum-loss"] == pytest.approx(count * plan.loss_bound, abs=2.0)
+
+
+def test_subjects_are_needed_where_they_are_the_unit(sets: PreparedSets) -> None:
+    """A clip per row is no clip per subject: without their numbers nothing leaves."""
+    plan = replace(evaluation_plan(heart_like()), unit=PrivacyUnit.SUBJECT)
+    with pytest.raises(RefusedError, match="E-UNIT-NOT-BUILT"):
+        noised_evaluation(nn.Linear(6, 2), sets.validation, plan, key=KEY)
+    subjects = np.arange(len(sets.validation)) // 5
+    assert noised_evaluation(nn.Linear(6, 2), sets.validation, plan, key=KEY, subjects=subjects)
 
 
 def test_the_same_key_and_instruction_give_the_same_bytes(
