@@ -25,6 +25,7 @@ from tacit.privacy.spec import BUILT_MODES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WEIGHT = "num-examples"  # leaves as 1 under client-local; see client/update.py
 BUILT_IN_APP = "tacit.learning.app:app"
 
 
@@ -62,11 +63,13 @@ class Offer:
         epsilon: what the run would cost each record of the data set here, at its own delta; None
             in mode none.
         isolated: whether a worker can be confined on this machine.
+        unaffordable: why the ledger has no place for the run; None if it has.
     """
 
     specification: RunSpec
     epsilon: float | None
     isolated: bool
+    unaffordable: RefusedError | None = None
 
 
 def app_of(specification: RunSpec) -> str:
@@ -158,6 +161,12 @@ def _epsilon_has_room(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def _budget_has_room(offer: Offer, config: ClientConfig) -> None:
+    del config
+    if offer.unaffordable is not None:
+        raise offer.unaffordable
+
+
 def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
     privacy = offer.specification.privacy
     data_set = config.data_sets.get(offer.specification.data_set)
@@ -191,6 +200,7 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
     Raises:
         RefusedError: E-POLICY-EXACT-METRICS.
     """
+    _verify_update_metrics(specification)
     if specification.privacy.mode is PrivacyMode.NONE or specification.evaluation.every == 0:
         return
     if specification.noises("evaluate"):
@@ -202,6 +212,20 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
             f"{specification.privacy.mode.value}: metrics would leave without noise",
             hint="The owner may allow it: allow_exact_metrics = true under [policy].",
         )
+
+
+def _verify_update_metrics(specification: RunSpec) -> None:
+    """Refuse metrics beside an update that the node noises: nothing would noise them."""
+    if specification.privacy.mode is not PrivacyMode.CLIENT_LOCAL or specification.app is None:
+        return
+    for kind, reply in specification.results.items():
+        extra = sorted(set(reply.metrics) - {WEIGHT})
+        if kind.partition(".")[0] == "train" and extra:
+            raise RefusedError(
+                "E-POLICY-EXACT-METRICS",
+                f"expected no metric but {WEIGHT} beside an update, got {', '.join(extra)}",
+                hint="Remove them from the run's results: they would leave without noise.",
+            )
 
 
 def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
@@ -249,6 +273,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _data_set_exists,
     _subjects_are_named,
     _epsilon_has_room,
+    _budget_has_room,
     _delta_is_small,
     _metrics_are_protected,
     _cohort_is_large,

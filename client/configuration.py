@@ -55,6 +55,11 @@ class DataSet:
         format: csv, parquet, npz or images.
         records: a PUBLIC bound on the number of records; it scales the noise and the delta, so
             declare it once and never derive it from the file.
+        delta: probability that the data set's bound fails, one for life; 0 leaves it to the first
+            run that is charged. Below 1 / records.
+        budget: largest epsilon over all runs together, at delta, for each record, or for each
+            subject where the subject column is declared. Beyond 10 a bound says little
+            (Ponomareva et al. 2023, arXiv 2303.00654, tier 2).
         subject: the column that names whose record it is; empty if each record is one person.
         sensitive: columns that audits look at.
         separator: of a CSV file.
@@ -65,6 +70,8 @@ class DataSet:
     path: Path
     format: DataFormat = DataFormat.CSV
     records: int
+    delta: float = 0.0
+    budget: float = 10.0
     subject: str = ""
     sensitive: tuple[str, ...] = ()
     separator: str = ","
@@ -74,6 +81,10 @@ class DataSet:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.records < 1:
             yield "records", f"expected a public bound of at least 1, got {self.records}"
+        elif not 0 <= self.delta < 1.0 / self.records:
+            yield "delta", f"expected 0 or more and below 1 / records, got {self.delta}"
+        if not (math.isfinite(self.budget) and self.budget > 0):
+            yield "budget", f"expected a positive epsilon, got {self.budget}"
         if len(self.separator) != 1:
             yield "separator", f"expected one character, got {self.separator!r}"
         if not self.header and not self.columns:

@@ -43,6 +43,7 @@ from tacit.core.files import write_atomic
 from tacit.core.membership import Membership
 from tacit.core.specification import PrivacyMode, RunSpec
 from tacit.core.state import open_state
+from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2
 from tacit.protos.memory import keep_large_buffers
@@ -105,6 +106,8 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     config = load_client_config(config_path).value
     isolation = probe()
     store = open_store(state.path / STORE_NAME)
+    keys = membership.keys
+    ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
     workers = Workers(state.path / "logs", policy=config.policy)
     preparation = Preparation()
     around = Surroundings(
@@ -116,6 +119,8 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         clock=time.time,
         fresh_key=lambda: os.urandom(32),
         split_key=_split_key(state.path / _SPLIT_KEY_NAME),
+        ledger=ledger,
+        public_key=keys.enrolment_public_key,
     )
     try:
         yield Assembled(
@@ -134,6 +139,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         preparation.close()
         workers.close()
         store.close()
+        ledger.close()
 
 
 def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
@@ -155,7 +161,18 @@ def join_request(parts: Assembled) -> fleet_pb2.JoinRequest:
         unix_time_s=time.time(),
         isolated=parts.isolation.available,
         data_sets=sorted(parts.config.data_sets),
+        ledger=parts.node.charges.head(),
     )
+
+
+def verify_ledger(parts: Assembled, joined: fleet_pb2.JoinReply) -> None:
+    """Check that the furthest head that the server has seen is a part of this node's ledger.
+
+    Raises:
+        TacitError: the ledger was rolled back or copied.
+    """
+    if joined.HasField("ledger"):
+        parts.node.charges.verify_seen(joined.ledger)
 
 
 async def _serve(state: StateDirectory, parts: Assembled) -> None:
@@ -166,7 +183,13 @@ async def _serve(state: StateDirectory, parts: Assembled) -> None:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="node") as executor:
         rng = random.Random(secrets.randbits(64))  # noqa: S311 - for waiting times only
         dispatcher = Dispatcher(parts.node, executor, rng=rng)
-        link = Link(parts.membership, dispatcher, request=lambda: join_request(parts), rng=rng)
+        link = Link(
+            parts.membership,
+            dispatcher,
+            request=lambda: join_request(parts),
+            verify=lambda joined: verify_ledger(parts, joined),
+            rng=rng,
+        )
         verbs = Verbs(parts, dispatcher)
         local = await serve_local(state.socket, verbs.table)
         _announce(parts)

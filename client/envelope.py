@@ -14,6 +14,10 @@ and a check that cannot be applied raises: fail closed.
 8. finite: no NaN and no infinity
 9. metrics: only declared ones, each within its range
 
+A reply that has passed is clipped and noised here where the mode is ``client-local``
+(``client/update.py``), is charged to the ledger (``client/charges.py``), and only then stored to
+leave; each of the three refuses where it cannot be done.
+
 The node rebuilds the head of a reply itself, so that nothing else an app wrote can leave: no
 unknown field, no time stamp, no text.
 """
@@ -177,8 +181,6 @@ def _mechanism(release: Release) -> None:
     verify_mechanism(specification.privacy, app=specification.app is not None)
     if specification.privacy.mode is PrivacyMode.NONE:
         return
-    if specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:  # until the node clips and noises it
-        raise RefusedError("E-MODE-NOT-BUILT", "nothing here noises a whole update yet")
     message_type = release.instruction.message_type
     if message_type not in ("train", "evaluate"):
         raise RefusedError(

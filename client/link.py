@@ -72,11 +72,13 @@ class Link:
         handler: TaskHandler,
         *,
         request: Callable[[], fleet_pb2.JoinRequest],
+        verify: Callable[[fleet_pb2.JoinReply], None],
         rng: random.Random,
     ) -> None:
         self._membership = membership
         self._handler = handler
         self._request = request
+        self._verify = verify
         self._rng = rng
         self._last_logged = ""
 
@@ -112,6 +114,7 @@ class Link:
             async with channel:
                 fleet = open_fleet(channel)
                 joined = await fleet.Join(self._request(), timeout=_JOIN_TIMEOUT_S)
+                self._verify(joined)
                 connected = Connected(fleet=fleet, address=address, joined=joined)
                 self._greet(connected)
                 await self._watch(connected)

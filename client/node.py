@@ -12,6 +12,7 @@ The rules:
 3. The checks that need no reply run before the app is called.
 4. A reply is copied into the outbox before it is checked, and the copy is what is checked and sent.
 5. Of what an app says, only arrays and metrics that passed the envelope leave; the head is ours.
+   They leave after they were charged to the ledger, and noised here where the mode says so.
 6. A refusal or failure leaves as a stable code, and its reason stays here.
 7. A full disk is nobody's failure: the instruction stays open.
 
@@ -27,13 +28,16 @@ import threading
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Judgement, Verdict, fingerprint_apps
+from tacit.client.charges import Charges
 from tacit.client.envelope import Release, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
 from tacit.client.preparation import PREPARED_NAME
-from tacit.client.replies import Replies
+from tacit.client.payload import open_view
+from tacit.client.replies import Noising, Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
-from tacit.core.specification import specification_sha256
+from tacit.core.specification import PrivacyMode, specification_sha256
+from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from tacit.client.configuration import ClientConfig
     from tacit.client.payload import Payload
     from tacit.client.store import OutboxEntry, RunRecord, Store
+    from tacit.core.specification import RunSpec
 
 
 class Node:
@@ -52,6 +57,7 @@ class Node:
         node_id: the node's number, which Flower calls it by.
         config: the owner's client.toml.
         store: what the node remembers.
+        charges: the node's side of its ledger.
     """
 
     def __init__(
@@ -61,8 +67,16 @@ class Node:
         self.config = config
         self.store = store
         self._around = around
-        self._runs = Runs(node_id=node_id, config=config, store=store, around=around)
-        self._replies = Replies(around.folder, config=config, store=store, clock=around.clock)
+        charges = Charges(around.ledger, config=config, public_key=around.public_key)
+        self.charges = charges
+        self._runs = Runs(
+            node_id=node_id, config=config, store=store, around=around, charges=charges
+        )
+        self._replies = Replies(
+            around.folder, config=config, store=store, clock=around.clock, charges=charges
+        )
+        for head in store.list_heads():
+            charges.verify_known(head)
         self._locks: dict[str, threading.RLock] = {}
         self._locks_guard = threading.Lock()
 
@@ -179,17 +193,32 @@ class Node:
         run = self._runs.known(head.run_id)
         release = self._release(head, run)
         verify_permitted(release)
+        self.charges.verify_room(release)
         call = pipe_pb2.WorkerCall(instruction=head)
+        noising = None
         if release.specification.noises(head.message_type):
-            call.noise_key = self.store.noise_key(
+            key = self.store.noise_key(
                 head.message_id, head.attempt, fresh=self._around.fresh_key
             )
+            if release.specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:
+                noising = self._noising(release.specification, payload, key)
+            else:
+                call.noise_key = key
         self._runs.prepare(run, release.specification)
         setup = self._runs.setup(run, release.specification)
         with contextlib.closing(self._around.runner.call(setup, call, payload)) as answer:
             now = self._runs.known(head.run_id)  # the owner may have said no meanwhile
             release = dataclasses.replace(release, verdict=now.verdict)
-            return self._replies.store_answer(release, answer, now)
+            return self._replies.store_answer(release, answer, now, noising=noising)
+
+    def _noising(self, specification: RunSpec, payload: Payload, key: bytes) -> Noising:
+        """Keep what is needed to noise an update where the app cannot reach it."""
+        records = self.config.data_sets[specification.data_set].records
+        return Noising(
+            received=memoryview(bytes(open_view(payload))),
+            plan=privacy_plan(specification, records=records),
+            key=key,
+        )
 
     def _release(self, head: fleet_pb2.InstructionHead, run: RunRecord) -> Release:
         specification = parse_specification(run.specification)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tacit.client.charges import head_of
 from tacit.client.configuration import ClientConfig, Journal
 from tacit.client.envelope import Release, verify_release
 from tacit.client.outbox import Outbox, StoredPayload
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
+from tacit.client.update import noise_reply
 from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
 from tacit.protos import fleet_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tacit.client.charges import Charges
     from tacit.client.runner import AppAnswer
+    from tacit.privacy.plan import PrivacyPlan
 
 logger = logging.getLogger("tacit.client.replies")
 
@@ -43,12 +48,42 @@ _FOREIGN_CODES = frozenset(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noising:
+    """What the node needs to noise an update itself.
+
+    Attributes:
+        received: the daemon's own copy of the model that the app was given.
+        plan: of mode client-local.
+        key: of this attempt.
+    """
+
+    received: memoryview
+    plan: PrivacyPlan
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Charged:
+    """What may leave, and what it cost."""
+
+    manifest: records_pb2.Manifest
+    claim: fleet_pb2.Claim | None
+
+
 class Replies:
     """The outbox with its decisions; the caller serialises calls for one run."""
 
     def __init__(
-        self, folder: Path, *, config: ClientConfig, store: Store, clock: Callable[[], float]
+        self,
+        folder: Path,
+        *,
+        config: ClientConfig,
+        store: Store,
+        clock: Callable[[], float],
+        charges: Charges,
     ) -> None:
+        self._charges = charges
         durable = config.journal is Journal.POWER
         self.outbox = Outbox(folder / "outbox", durable=durable)
         self._states = Outbox(folder / "states", durable=durable)
@@ -66,11 +101,18 @@ class Replies:
             return None
         return entry if entry.instruction_sha256 == head.manifest.payload_sha256 else None
 
-    def store_answer(self, release: Release, answer: AppAnswer, run: RunRecord) -> OutboxEntry:
-        """Copy an app's answer, check the copy, and store it to leave.
+    def store_answer(
+        self,
+        release: Release,
+        answer: AppAnswer,
+        run: RunRecord,
+        *,
+        noising: Noising | None = None,
+    ) -> OutboxEntry:
+        """Copy an app's answer, check the copy, noise it if asked, charge it, store it to leave.
 
         Raises:
-            RefusedError: the envelope said no; nothing of the answer is kept.
+            RefusedError: the envelope or the ledger said no; nothing of the answer is kept.
             ProtocolError: the answer's bytes or manifest are malformed.
             UnavailableError: the disk is full.
         """
@@ -87,10 +129,37 @@ class Replies:
         )
         try:
             manifest = self._verified(release, answer.reply.manifest, stored)
+            if noising is not None:
+                stored = self._noised(head, manifest, stored, noising)
+            claim = self._charges.charge(release)
         except TacitError:
             self.outbox.remove(stored.name)
             raise
-        return self._store_released(head, manifest, stored, answer=answer, run=run)
+        return self._store_released(
+            head, _Charged(manifest=manifest, claim=claim), stored, answer=answer, run=run
+        )
+
+    def _noised(
+        self,
+        head: fleet_pb2.InstructionHead,
+        manifest: records_pb2.Manifest,
+        stored: StoredPayload,
+        noising: Noising,
+    ) -> StoredPayload:
+        """Put the clipped and noised update in the place of the app's own."""
+        noised = noise_reply(
+            manifest,
+            self.outbox.open_view(stored.name),
+            instruction=head.manifest,
+            received=noising.received,
+            plan=noising.plan,
+            key=noising.key,
+        )
+        stored = self.outbox.store(
+            noised, stored.name, max_bytes=self._config.policy.max_update_bytes
+        )
+        manifest.payload_sha256 = stored.sha256
+        return stored
 
     def _verified(
         self, release: Release, unverified: records_pb2.Manifest, stored: StoredPayload
@@ -110,7 +179,7 @@ class Replies:
     def _store_released(
         self,
         head: fleet_pb2.InstructionHead,
-        manifest: records_pb2.Manifest,
+        charged: _Charged,
         stored: StoredPayload,
         *,
         answer: AppAnswer,
@@ -120,10 +189,13 @@ class Replies:
         reply = fleet_pb2.ReplyHead(
             run_id=head.run_id,
             message_id=head.message_id,
-            manifest=manifest,
+            manifest=charged.manifest,
             ttl_s=head.ttl_s,
             created_at_s=now,
+            claim=charged.claim,
         )
+        if charged.claim is not None:
+            self._store.keep_head(head_of(charged.claim.ledger).head)
         entry = _entry(head, reply, stored, at_s=now)
         decision = _decision(head, "released", at_s=now, stored=stored)
         old = self._store.load_reply(head.message_id)

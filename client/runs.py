@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tacit.client.charges import Charges
+    from tacit.privacy.ledger import Ledger
+
 logger = logging.getLogger("tacit.client.runs")
 
 
@@ -47,6 +50,8 @@ class Surroundings:
         clock: seconds since 1970.
         fresh_key: 32 random bytes.
         split_key: the owner's key for row hashes.
+        ledger: what the owner's records have been charged with.
+        public_key: of the key that signs the ledger's head.
     """
 
     folder: Path
@@ -57,15 +62,24 @@ class Surroundings:
     clock: Callable[[], float]
     fresh_key: Callable[[], bytes]
     split_key: bytes
+    ledger: Ledger
+    public_key: bytes
 
 
 class Runs:
     """What a node knows of runs; the caller serialises calls for one run."""
 
     def __init__(
-        self, *, node_id: int, config: ClientConfig, store: Store, around: Surroundings
+        self,
+        *,
+        node_id: int,
+        config: ClientConfig,
+        store: Store,
+        around: Surroundings,
+        charges: Charges,
     ) -> None:
         self._node_id = node_id
+        self._charges = charges
         self._config = config
         self._store = store
         self._around = around
@@ -96,7 +110,12 @@ class Runs:
             reason = "; ".join((error.message, *problems[:5]))
             return dataclasses.replace(run, code=error.code, reason=reason)
         epsilon = self.epsilon(parsed, parsed.participation.rounds)
-        offer = Offer(specification=parsed, epsilon=epsilon, isolated=self._around.isolated)
+        offer = Offer(
+            specification=parsed,
+            epsilon=epsilon,
+            isolated=self._around.isolated,
+            unaffordable=self._charges.refusal(parsed, run_id),
+        )
         judgement = judge(offer, self._config)
         reason = judgement.reason
         if judgement.verdict is Verdict.PENDING:

@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Judgement, Verdict
 from tacit.core.errors import UnavailableError
+from tacit.privacy.ledger_head import Head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STORE_NAME = "client.sqlite"
-_VERSION = 1
+_VERSION = 2
+_HEADS = """
+CREATE TABLE ledger_heads (
+  ledger TEXT PRIMARY KEY,
+  entries INTEGER NOT NULL,
+  sha256 TEXT NOT NULL
+);
+"""
 _SCHEMA = """
 CREATE TABLE runs (
   run_id TEXT PRIMARY KEY,
@@ -83,6 +91,8 @@ CREATE TABLE noise_keys (
   PRIMARY KEY (message_id, attempt)
 );
 """
+# What each later version adds, by the version that it makes.
+_ADDED = {2: _HEADS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +298,24 @@ class Store:
             ).fetchone()
         return bytes(row[0])
 
+    def keep_head(self, head: Head) -> None:
+        """Note how far the ledger has come; an earlier head changes nothing.
+
+        It is on the disk as soon as the release is that follows.
+        """
+        with self._transaction(flushed=False) as connection:
+            connection.execute(
+                "INSERT INTO ledger_heads VALUES (?, ?, ?) ON CONFLICT (ledger) DO UPDATE "
+                "SET entries = excluded.entries, sha256 = excluded.sha256 "
+                "WHERE excluded.entries > entries",
+                (head.ledger, head.count, head.hash),
+            )
+
+    def list_heads(self) -> list[Head]:
+        """Return the furthest head of every ledger that this node has worked with."""
+        rows = self._rows("SELECT * FROM ledger_heads")
+        return [Head(ledger=row["ledger"], count=row["entries"], hash=row["sha256"]) for row in rows]
+
     def log_decision(self, decision: Decision, *, keep: int) -> None:
         """Write one line of the decision log, and drop lines beyond the last ``keep``."""
         with self._transaction() as connection:
@@ -361,7 +389,10 @@ def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
             hint="A later version of tacit wrote it: install that version.",
         )
     if version == 0 and not read_only:
-        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
+        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = 1;COMMIT;")
+        version = 1
+    for newer in range(version + 1, _VERSION + 1) if not read_only else ():
+        connection.executescript(f"BEGIN;{_ADDED[newer]}PRAGMA user_version = {newer};COMMIT;")
 
 
 def _insert_decision(connection: sqlite3.Connection, decision: Decision) -> int:

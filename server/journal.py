@@ -33,7 +33,6 @@ from tacit.server.rounds import Entry, Exchange
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tacit.core.ledger_head import LedgerHead
     from tacit.server.configuration import LimitsConfig
     from tacit.server.rounds import Effect
     from tacit.server.spool import Spool
@@ -65,7 +64,7 @@ class JournalSurroundings:
     grace_s: float
     tell: Callable[[int, fleet_pb2.Task], None]
     member: Callable[[int], str]
-    keep_head: Callable[[int, LedgerHead], None]
+    keep_head: Callable[[int, fleet_pb2.LedgerHead], None]
     changed: Callable[[str], None]
     now: Callable[[], float]
     clock: Callable[[], float]

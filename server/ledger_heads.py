@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tacit.core.errors import TrustError
+from tacit.core.errors import ProtocolError, TrustError
 from tacit.core.keys import node_id_of
-from tacit.core.ledger_head import LedgerHead
+from tacit.privacy.ledger_head import Head, SignedHead, verify_head, verify_successor
 from tacit.protos import fleet_pb2
 from tacit.server.tables import ledger_heads
 
@@ -22,74 +22,68 @@ if TYPE_CHECKING:
 
     from tacit.server.store import Store
 
+_HASH_BYTES = 32
+
 
 class LedgerHeads:
-    """The furthest head by node."""
+    """The furthest head by node, as it travels."""
 
     def __init__(self, store: Store, *, now: Callable[[], float]) -> None:
         self._store = store
         self._now = now
 
-    def furthest(self, node_id: int) -> LedgerHead | None:
+    def furthest(self, node_id: int) -> fleet_pb2.LedgerHead | None:
         """Return the furthest head that was seen of a node's ledger."""
         with self._store.reading() as connection:
             query = sa.select(ledger_heads).where(ledger_heads.c.node_id == node_id)
             row = connection.execute(query).mappings().first()
-        return None if row is None else _head_of(row)
+        return None if row is None else _message_of(row)
 
-    def keep(self, node_id: int, head: LedgerHead) -> None:
+    def keep(self, node_id: int, message: fleet_pb2.LedgerHead) -> None:
         """Remember a head if it is further than the one before.
 
         Raises:
-            TrustError: it is not signed by the node's own key (``E-LEDGER-HEAD``), or the ledger
-                was rolled back, forked or replaced (``E-LEDGER-ROLLBACK``, ``-FORK``, ``-OTHER``).
+            ProtocolError: it is malformed (``E-LEDGER-HEAD``).
+            TrustError: it is not signed by the node's own key (``E-LEDGER-SIGNATURE``), or the
+                ledger was rolled back or forked (``E-LEDGER-ROLLBACK``, ``E-LEDGER-FORK``).
         """
-        head.verify()
-        if node_id_of(head.public_key) != node_id:
-            raise TrustError("E-LEDGER-HEAD", "expected a head that this node has signed")
+        head = _verified(node_id, message)
         with self._store.transaction() as connection:
             query = sa.select(ledger_heads).where(ledger_heads.c.node_id == node_id)
             row = connection.execute(query).mappings().first()
             values = {
-                "ledger_id": head.ledger_id,
-                "entries": head.entries,
-                "sha256": head.sha256,
-                "public_key": head.public_key,
-                "signature": head.signature,
+                "ledger_id": message.ledger_id,
+                "entries": message.entries,
+                "sha256": message.sha256,
+                "public_key": message.public_key,
+                "signature": message.signature,
                 "at_s": self._now(),
             }
             if row is None:
                 connection.execute(sa.insert(ledger_heads).values(node_id=node_id, **values))
                 return
-            furthest = _head_of(row)
-            head.verify_follows(furthest)
-            if head.entries > furthest.entries:
+            furthest = _head_of(_message_of(row))
+            verify_successor(head, known=furthest)
+            if head.count > furthest.count:
                 statement = sa.update(ledger_heads).where(ledger_heads.c.node_id == node_id)
                 connection.execute(statement.values(**values))
 
 
-def head_of_message(message: fleet_pb2.LedgerHead) -> LedgerHead:
-    """Read a head as it travels; nothing of it is verified."""
-    return LedgerHead(
-        ledger_id=message.ledger_id,
-        entries=message.entries,
-        sha256=message.sha256,
-        public_key=message.public_key,
-        signature=message.signature,
+def _verified(node_id: int, message: fleet_pb2.LedgerHead) -> Head:
+    if not len(message.ledger_id) == len(message.sha256) == len(message.public_key) == _HASH_BYTES:
+        raise ProtocolError("E-LEDGER-HEAD", "expected an id, a hash and a key of 32 bytes each")
+    if node_id_of(message.public_key) != node_id:
+        raise TrustError("E-LEDGER-SIGNATURE", "expected a head that this node has signed")
+    signed = SignedHead(head=_head_of(message), signature=message.signature.hex())
+    return verify_head(signed, message.public_key)
+
+
+def _head_of(message: fleet_pb2.LedgerHead) -> Head:
+    return Head(
+        ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex()
     )
 
 
-def message_of_head(head: LedgerHead) -> fleet_pb2.LedgerHead:
-    """Return a head as it travels."""
-    return fleet_pb2.LedgerHead(
-        ledger_id=head.ledger_id,
-        entries=head.entries,
-        sha256=head.sha256,
-        public_key=head.public_key,
-        signature=head.signature,
-    )
-
-
-def _head_of(row: sa.RowMapping) -> LedgerHead:
+def _message_of(row: sa.RowMapping) -> fleet_pb2.LedgerHead:
     names = ("ledger_id", "entries", "sha256", "public_key", "signature")
-    return LedgerHead(**{name: row[name] for name in names})
+    return fleet_pb2.LedgerHead(**{name: row[name] for name in names})

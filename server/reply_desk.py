@@ -21,7 +21,6 @@ from tacit.protos.records_pb2 import AppFailure
 from tacit.server.claims import plain_epsilon, verify_claim
 from tacit.server.grid_messages import head_for_node, receipt_of
 from tacit.server.journal import Changes, RunJournal
-from tacit.server.ledger_heads import head_of_message
 from tacit.server.replies import stable_code, verify_finite, verify_reply
 from tacit.server.rounds import Entry, Outcome
 
@@ -141,7 +140,7 @@ class ReplyDesk:
         """Take no reply whose cost the owner's own ledger does not stand for."""
         if head.HasField("claim"):
             verify_claim(head.claim)
-            self._journal.around.keep_head(node_id, head_of_message(head.claim.ledger))
+            self._journal.around.keep_head(node_id, head.claim.ledger)
         elif self._claimed:
             raise ProtocolError("E-CLAIM-MISSING", "expected a reply with its charge, got none")
 

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tacit.client.approvals import Verdict, app_of
 from tacit.client.configuration import Approval, AppRule, ClientConfig, Policy
@@ -35,6 +37,7 @@ from tacit.core.specification import (
     specification_sha256,
 )
 from tacit.learning.models import initial_arrays
+from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
@@ -238,6 +241,9 @@ def _open_node(
     make_private_folder(folder)
     store = open_store(folder / "client.sqlite")
     stack.callback(store.close)
+    key = ed25519.Ed25519PrivateKey.generate()
+    ledger = Ledger.open(folder / LEDGER_NAME, signer=key.sign, clock=time.time)
+    stack.callback(ledger.close)
     around = Surroundings(
         folder=folder,
         runner=runner,
@@ -247,9 +253,12 @@ def _open_node(
         clock=time.time,
         fresh_key=lambda: os.urandom(32),
         split_key=os.urandom(32),
+        ledger=ledger,
+        public_key=key.public_key().public_bytes_raw(),
     )
     config = ClientConfig(
-        data_sets={specification.data_set: owner.data_set}, policy=_policy(specification)
+        data_sets={specification.data_set: replace(owner.data_set, budget=MAX_EPSILON)},
+        policy=_policy(specification),
     )
     return Node(node_id=owner.node_id, config=config, store=store, around=around)
 

@@ -18,7 +18,6 @@ from tacit.protos.frames import encode_chunks, encode_head
 from tacit.protos.payload import map_payload
 from tacit.server.catalogue import NodeVerdict, Verdict
 from tacit.server.grid_messages import LEFT
-from tacit.server.ledger_heads import head_of_message, message_of_head
 from tacit.server.replies import stable_code
 from tacit.server.services.access import caller
 
@@ -91,8 +90,7 @@ class FleetService:
         node_id = caller().node_id
         self._membership.touch(node_id, request.software_version)
         if request.HasField("ledger"):
-            self._heads.keep(node_id, head_of_message(request.ledger))
-        furthest = self._heads.furthest(node_id)
+            self._heads.keep(node_id, request.ledger)
         return fleet_pb2.JoinReply(
             server_id=self._server_id,
             node_id=node_id,
@@ -101,7 +99,7 @@ class FleetService:
             chunk_bytes=self._config.chunk_bytes,
             max_message_bytes=MAX_MESSAGE_BYTES,
             software_version=self._version,
-            ledger=None if furthest is None else message_of_head(furthest),
+            ledger=self._heads.furthest(node_id),
         )
 
     async def Watch(self, request: fleet_pb2.WatchRequest, context: Context) -> None:  # noqa: N802

@@ -1,0 +1,344 @@
+"""What each release costs, charged to the owner's ledger before it leaves.
+
+A release is one answer to one attempt of one message. What it costs follows from the approved
+specification and the owner's declarations alone, never from what the app or the server says:
+training and noised metrics are reserved at their worst; what leaves without noise, because the
+owner's policy allows it, is entered as such. The claim that travels with the reply names what the
+run has cost so far and where the ledger ends.
+
+1. A run is refused when it is offered if, as a whole, it does not fit beside what was spent.
+2. Room is looked for before an app is called, and charged after its answer has passed every check.
+3. An attempt is charged once, however often it is asked for, restarts included; another attempt is
+   another charge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+from tacit.core.errors import BudgetError, ProtocolError, RefusedError
+from tacit.core.plain import plain
+from tacit.core.specification import PrivacyMode, PrivacyUnit, RunSpec
+from tacit.privacy.accounting import SampledGaussian, epsilon_of_events
+from tacit.privacy.evaluation_plan import evaluation_plan
+from tacit.privacy.ledger_entries import (
+    Charge,
+    Expose,
+    Purpose,
+    Relation,
+    Side,
+    Terms,
+    Unit,
+    canonical,
+    split_digest,
+)
+from tacit.privacy.ledger_head import Head, SignedHead, verify_head
+from tacit.privacy.plan import PrivacyPlan, privacy_plan
+from tacit.protos import fleet_pb2
+
+if TYPE_CHECKING:
+    from tacit.client.configuration import ClientConfig, DataSet
+    from tacit.client.envelope import Release
+    from tacit.privacy.ledger import Ledger
+
+NOISE_SOURCE = "AES-256-CTR, a fresh key for each attempt"
+_SPLIT_RULE = "tacit split 1"  # learning/splits.py
+_WHOLE_RUN = "the whole run"
+
+
+class Charges:
+    """The node's side of its ledger."""
+
+    def __init__(self, ledger: Ledger, *, config: ClientConfig, public_key: bytes) -> None:
+        """Work with a ledger.
+
+        Args:
+            ledger: the node's.
+            config: the owner's client.toml.
+            public_key: of the key that signs the ledger's head; raw Ed25519.
+        """
+        self._ledger = ledger
+        self._config = config
+        self._public_key = public_key
+
+    def refusal(self, specification: RunSpec, run_id: str) -> RefusedError | None:
+        """Say why the ledger has no place for a run as a whole, or None if it has."""
+        data_set = self._config.data_sets.get(specification.data_set)
+        if specification.privacy.mode is PrivacyMode.NONE or data_set is None:
+            return None
+        try:
+            terms = self._terms(specification, data_set)
+            for charge in self._whole_run(specification, run_id, data_set):
+                self._verify_room(charge, terms)
+        except RefusedError as error:
+            return error
+        return None
+
+    def verify_room(self, release: Release) -> None:
+        """Check, before an app is called, that its answer could be charged.
+
+        Raises:
+            RefusedError: it could not.
+        """
+        specification = release.specification
+        data_set = self._config.data_sets.get(specification.data_set)
+        if data_set is None:
+            return  # the run uses no data set of this node, and promises nothing
+        charge = self._charge_of(release, data_set)
+        if charge is not None:
+            self._verify_room(charge, self._terms(specification, data_set))
+
+    def charge(self, release: Release) -> fleet_pb2.Claim | None:
+        """Enter a release into the ledger; what this returns is on the disk, and it may leave.
+
+        Returns the claim for the server; None in mode none, which claims nothing.
+
+        Raises:
+            RefusedError: the ledger has no place for it, or is damaged.
+            UnavailableError: the disk is full.
+        """
+        specification = release.specification
+        data_set = self._config.data_sets.get(specification.data_set)
+        if data_set is None:
+            return None
+        charge = self._charge_of(release, data_set)
+        if charge is None:
+            return self._exposed(release, data_set)
+        self._ledger.open_data_set(self._terms(specification, data_set))
+        self._ledger.reserve(charge)
+        return fleet_pb2.Claim(
+            unit=charge.unit.value,
+            relation=charge.relation.value,
+            side=charge.side.value,
+            epsilon=self._spent(charge),
+            delta=charge.delta,
+            ledger=self.head(),
+        )
+
+    def head(self) -> fleet_pb2.LedgerHead:
+        """Return where the ledger ends, as it travels."""
+        signed = self._ledger.head()
+        return fleet_pb2.LedgerHead(
+            ledger_id=bytes.fromhex(signed.head.ledger),
+            entries=signed.head.count,
+            sha256=bytes.fromhex(signed.head.hash),
+            public_key=self._public_key,
+            signature=bytes.fromhex(signed.signature),
+        )
+
+    def verify_seen(self, message: fleet_pb2.LedgerHead) -> None:
+        """Check that the furthest head that the server has seen is a part of this ledger.
+
+        Raises:
+            TrustError: this ledger was rolled back or copied, or the head is not this node's.
+        """
+        self._ledger.check_against(verify_head(head_of(message), self._public_key))
+
+    def verify_known(self, head: Head) -> None:
+        """Check that a head that this node has noted elsewhere is a part of its ledger.
+
+        Raises:
+            TrustError: the ledger was rolled back, replaced or damaged.
+        """
+        self._ledger.check_against(head)
+
+    def _verify_room(self, charge: Charge, terms: Terms) -> None:
+        if terms.data_set in self._ledger.data_sets():
+            self._ledger.preview(charge)
+            return
+        epsilon = epsilon_of_events((charge.mechanism,), charge.delta)
+        if epsilon > terms.budget * (1 + 1e-9):
+            raise BudgetError(
+                "E-LEDGER-BUDGET",
+                f"{terms.data_set}: expected at most epsilon {terms.budget:g} over all runs, got "
+                f"{epsilon:.4g}",
+                hint="Ask for more noise or fewer rounds.",
+            )
+
+    def _terms(self, specification: RunSpec, data_set: DataSet) -> Terms:
+        name, delta = specification.data_set, specification.privacy.delta or 0.0
+        if name in self._ledger.data_sets():
+            delta = self._ledger.account(name).delta
+        elif data_set.delta:
+            delta = data_set.delta
+        if delta != specification.privacy.delta:
+            raise RefusedError(
+                "E-LEDGER-DELTA",
+                f"expected delta {delta:g}, that of {name} for life, "
+                f"got {specification.privacy.delta or 0.0:g}",
+                hint="Epsilons at different deltas have no sum: let the run name this delta.",
+            )
+        return Terms(
+            data_set=name,
+            delta=delta,
+            records=data_set.records,
+            unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
+            budget=data_set.budget,
+        )
+
+    def _whole_run(
+        self, specification: RunSpec, run_id: str, data_set: DataSet
+    ) -> list[Charge]:
+        plan = privacy_plan(specification, records=data_set.records)
+        training = self._training(specification, data_set, plan, run_id, _WHOLE_RUN)
+        charges = [_times(training, plan.releases)]
+        if specification.noises("evaluate"):
+            one = self._evaluation(specification, data_set, run_id, f"{_WHOLE_RUN}, metrics")
+            charges.append(_times(one, specification.evaluations))
+        return charges
+
+    def _charge_of(self, release: Release, data_set: DataSet) -> Charge | None:
+        """Return what a release costs; None for one that leaves without noise."""
+        specification, head = release.specification, release.instruction
+        if not specification.noises(head.message_type):
+            return None
+        if head.message_type == "evaluate":
+            charge = self._evaluation(specification, data_set, head.run_id, head.message_id)
+        else:
+            plan = privacy_plan(specification, records=data_set.records)
+            charge = self._training(specification, data_set, plan, head.run_id, head.message_id)
+        return dataclasses.replace(
+            charge,
+            round=int(head.group_id) if head.group_id.isdecimal() else 0,
+            attempt=head.attempt,
+            specification_sha256=release.approved_sha256.hex(),
+            model_sha256=head.manifest.payload_sha256.hex(),
+        )
+
+    def _training(
+        self,
+        specification: RunSpec,
+        data_set: DataSet,
+        plan: PrivacyPlan,
+        run_id: str,
+        message_id: str,
+    ) -> Charge:
+        noise_multiplier, sample_rate, steps = plan.mechanism()
+        by_client = plan.unit is PrivacyUnit.CLIENT
+        return Charge(
+            data_set=specification.data_set,
+            run=run_id,
+            round=0,
+            message=message_id,
+            attempt=0,
+            specification_sha256="-",
+            purpose=Purpose.TRAINING,
+            side=Side.WHOLE if by_client else Side.TRAIN,
+            split="" if by_client else _split(specification, data_set),
+            split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
+            unit=Unit(plan.unit.value),
+            relation=Relation(plan.relation.value),
+            most_records=None if by_client else plan.most_records,
+            public=(f"steps {steps}", f"normaliser {plan.normaliser:g}", "ranges and categories"),
+            seen_by=("the server sees each round's update", "all owners see the rounds' models"),
+            mechanism=SampledGaussian(
+                noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps
+            ),
+            clip=plan.clip,
+            noise_deviation=plan.noise_deviation,
+            delta=plan.delta,
+            noise_source=NOISE_SOURCE,
+        )
+
+    def _evaluation(
+        self, specification: RunSpec, data_set: DataSet, run_id: str, message_id: str
+    ) -> Charge:
+        plan = evaluation_plan(specification)
+        return Charge(
+            data_set=specification.data_set,
+            run=run_id,
+            round=0,
+            message=message_id,
+            attempt=0,
+            specification_sha256="-",
+            purpose=Purpose.METRICS,
+            side=Side.VALIDATION,
+            split=_split(specification, data_set),
+            split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
+            unit=Unit(plan.unit.value),
+            relation=Relation.ADD_REMOVE,
+            most_records=1,
+            seen_by=("the server sees each owner's noised sums",),
+            mechanism=plan.mechanism(),
+            clip=plan.query.clip,
+            noise_deviation=plan.query.sigma,
+            delta=plan.delta,
+            noise_source=NOISE_SOURCE,
+        )
+
+    def _exposed(self, release: Release, data_set: DataSet) -> fleet_pb2.Claim | None:
+        """Enter what leaves without noise: once for a run in mode none, else each message."""
+        specification, head = release.specification, release.instruction
+        name = specification.data_set
+        open_run = specification.privacy.mode is PrivacyMode.NONE
+        if name not in self._ledger.data_sets():
+            if open_run:
+                return None  # no epsilon is claimed of this data set yet
+            self._ledger.open_data_set(self._terms(specification, data_set))
+        self._ledger.expose(
+            Expose(
+                data_set=name,
+                run=head.run_id,
+                message=head.run_id if open_run else head.message_id,
+                attempt=0 if open_run else head.attempt,
+                specification_sha256=release.approved_sha256.hex(),
+                reason="mode none" if open_run else f"exact {head.message_type}",
+            )
+        )
+        if open_run:
+            return None
+        return fleet_pb2.Claim(
+            unit="record",
+            relation=Relation.ADD_REMOVE.value,
+            side=Side.VALIDATION.value,
+            epsilon=math.inf,
+            delta=specification.privacy.delta or 0.0,
+            ledger=self.head(),
+        )
+
+    def _spent(self, charge: Charge) -> float:
+        """Return what the run has cost so far on the charge's side, for the charge's unit."""
+        spent = [
+            held.mechanism
+            for held in self._ledger.account(charge.data_set).charges
+            if (held.charge.run, held.charge.side, held.charge.unit)
+            == (charge.run, charge.side, charge.unit)
+        ]
+        return epsilon_of_events(spent, charge.delta)
+
+
+def head_of(message: fleet_pb2.LedgerHead) -> SignedHead:
+    """Read a head as it travels; nothing of it is verified.
+
+    Raises:
+        ProtocolError: it is malformed (``E-LEDGER-HEAD``).
+    """
+    if len(message.ledger_id) != len(message.sha256) or len(message.sha256) != 32:
+        raise ProtocolError("E-LEDGER-HEAD", "expected a ledger's id and hash of 32 bytes each")
+    head = Head(
+        ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex()
+    )
+    return SignedHead(head=head, signature=message.signature.hex())
+
+
+def _times(charge: Charge, releases: int) -> Charge:
+    one = charge.mechanism
+    return dataclasses.replace(
+        charge, mechanism=dataclasses.replace(one, steps=one.steps * releases)
+    )
+
+
+def _split(specification: RunSpec, data_set: DataSet) -> str:
+    training = specification.training
+    if training is None:
+        return ""
+    depends_on = hashlib.sha256(canonical([plain(specification.data), data_set.subject]))
+    return split_digest(
+        rule=_SPLIT_RULE,
+        seed=training.seed,
+        fraction=training.validation_fraction,
+        depends_on=depends_on.hexdigest(),
+    )
