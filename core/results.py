@@ -21,7 +21,7 @@ MAX_EXAMPLES = 2.0**53
 # Noised sums over an owner's validation records; the server adds them up and divides last.
 SUM_CORRECT = "sum-correct"
 SUM_WRONG = "sum-wrong"
-SUM_LOSS = "sum-loss"
+SUM_LOSS = "sum-loss"  # each record's less half of the public bound, which halves the noise
 SUMS = (SUM_CORRECT, SUM_WRONG, SUM_LOSS)
 
 _ONE = MetricSpec(range=(1.0, 1.0))

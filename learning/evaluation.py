@@ -82,7 +82,7 @@ def noised_evaluation(
     known = np.isfinite(losses)
     right = right & known
     cut = np.minimum(np.where(known, losses, plan.loss_bound), plan.loss_bound)
-    contributions = np.column_stack([right, ~right, cut])
+    contributions = np.column_stack([right, ~right, cut - plan.loss_bound / 2.0])
     sums = noised_sums(plan.query, contributions, key=key, purpose="evaluation", subjects=subjects)
     answers = sums.values[ANSWERS]
     return {

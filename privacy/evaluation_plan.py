@@ -11,7 +11,8 @@ the validation side. The training side's account is another one: a split is a fi
 record, so no record is on both sides and no record pays twice.
 
 Counting right and wrong answers, instead of right answers and records, puts both into one histogram
-of sensitivity 1: the error of an accuracy of 0.8 is less than half.
+of sensitivity 1: the error of an accuracy of 0.8 is less than half. Of each loss, half the bound is
+taken away, and given back to the mean: what is summed is half as large, and so is its noise.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class EvaluationPlan:
     @property
     def loss_bound(self) -> float:
         """Where one record's loss is cut, in nats."""
-        return next(block.bound for block in self.query.blocks if block.name == LOSS)
+        return 2.0 * next(block.bound for block in self.query.blocks if block.name == LOSS)
 
     def mechanism(self) -> SampledGaussian:
         """Return what one evaluation costs, as a ledger enters it."""
@@ -108,7 +109,7 @@ def evaluation_plan(spec: RunSpec) -> EvaluationPlan:
     loss_bound = LOSS_BOUND_GUESSES * math.log(max(2, len(spec.data.classes)))
     blocks = (
         Block(name=ANSWERS, length=2),
-        Block(name=LOSS, bound=loss_bound, weight=_LOSS_WEIGHT),
+        Block(name=LOSS, bound=loss_bound / 2.0, weight=_LOSS_WEIGHT),
     )
     return EvaluationPlan(
         query=BoundedSum(blocks=blocks, noise_multiplier=multiplier),
@@ -153,12 +154,12 @@ def estimate_metrics(
     )
     return {
         **_bounded("accuracy", accuracy, highest=1.0),
-        **_bounded("loss", mean_loss, highest=plan.loss_bound),
+        **_bounded("loss", mean_loss, highest=plan.loss_bound, shift=plan.loss_bound / 2.0),
     }
 
 
-def _bounded(name: str, ratio: Ratio, *, highest: float) -> dict[str, Estimate]:
-    """Return the ratio and its interval within what it can be at all.
+def _bounded(name: str, ratio: Ratio, *, highest: float, shift: float = 0.0) -> dict[str, Estimate]:
+    """Return ``ratio + shift`` and its interval, from 0 to ``highest``: what it can be at all.
 
     Where the noise has carried the ratio outside, the interval reaches as far to the inside of the
     end as it would have from the ratio: cut at the end alone, it could seem to be of no width.
@@ -166,8 +167,8 @@ def _bounded(name: str, ratio: Ratio, *, highest: float) -> dict[str, Estimate]:
     ends = ratio.interval()
     if ends is None:
         return {name: None, f"{name}-interval": [0.0, highest]}
-    raw = ratio.above / ratio.below
+    raw = ratio.above / ratio.below + shift
     value = min(max(raw, 0.0), highest)
-    low = min(ends[0], ends[0] + value - raw)
-    high = max(ends[1], ends[1] + value - raw)
+    low = ends[0] + shift + min(0.0, value - raw)
+    high = ends[1] + shift + max(0.0, value - raw)
     return {name: value, f"{name}-interval": [max(low, 0.0), min(high, highest)]}

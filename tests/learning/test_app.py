@@ -167,7 +167,7 @@ def test_noised_metrics_are_sums_with_noise_of_the_plan(
 ) -> None:
     """300 keys: right, wrong and loss are right on average, with the declared deviation."""
     run = make_run(data=DATA, privacy=DP, evaluation=NOISED)
-    query = evaluation_plan(run).query
+    query, bound = evaluation_plan(run).query, evaluation_plan(run).loss_bound
     first = call(run, "evaluate", key=KEY)
     assert not first.array_records
     assert keeps_schema(run, "evaluate", first)
@@ -179,7 +179,7 @@ def test_noised_metrics_are_sums_with_noise_of_the_plan(
     for name, truth, deviation in (
         ("sum-correct", right, query.deviation("answers")),
         ("sum-wrong", held_out - right, query.deviation("answers")),
-        ("sum-loss", held_out * math.log(2), query.deviation("loss")),
+        ("sum-loss", held_out * (math.log(2) - bound / 2), query.deviation("loss")),
     ):
         values = np.array([draw[name] for draw in draws])
         assert abs(values.mean() - truth) < 5 * deviation / math.sqrt(300)
@@ -233,7 +233,7 @@ def test_a_model_that_gives_nan_is_wrong_and_of_the_highest_loss(sets: PreparedS
     count = len(sets.validation)
     assert metrics["sum-correct"] == pytest.approx(0.0, abs=0.5)
     assert metrics["sum-wrong"] == pytest.approx(count, abs=0.5)
-    assert metrics["sum-loss"] == pytest.approx(count * plan.loss_bound, abs=2.0)
+    assert metrics["sum-loss"] == pytest.approx(count * plan.loss_bound / 2, abs=2.0)
 
 
 def test_subjects_are_needed_where_they_are_the_unit(sets: PreparedSets) -> None:

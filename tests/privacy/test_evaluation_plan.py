@@ -39,7 +39,7 @@ def test_an_owners_records_change_nothing_of_the_noise(make_run: MakeRun) -> Non
     assert plan.query.clip == pytest.approx(math.sqrt(1.25))
     assert plan.loss_bound == pytest.approx(4 * math.log(2))
     assert plan.query.deviation(LOSS) == pytest.approx(
-        2 * plan.loss_bound * plan.query.deviation(ANSWERS)
+        plan.loss_bound * plan.query.deviation(ANSWERS)
     )
 
 
@@ -85,7 +85,8 @@ def test_next_to_no_noise_is_refused(make_run: MakeRun) -> None:
 def test_metrics_are_ratios_of_the_sums_of_all_owners(make_run: MakeRun) -> None:
     """80 of 100 right, a mean loss of 0.4; more owners, more noise, a wider interval."""
     plan = evaluation_plan(evaluated(make_run, evaluation={"every": 10, "epsilon": 5.0}))
-    totals = {SUM_CORRECT: 80.0, SUM_WRONG: 20.0, SUM_LOSS: 40.0}
+    loss = 40.0 - 100 * plan.loss_bound / 2
+    totals = {SUM_CORRECT: 80.0, SUM_WRONG: 20.0, SUM_LOSS: loss}
     four = estimate_metrics(plan, totals, owners=4)
     nine = estimate_metrics(plan, totals, owners=9)
     assert four["accuracy"] == pytest.approx(0.8)
@@ -111,7 +112,9 @@ def test_sums_that_noise_hides_give_no_value(right: float, make_run: MakeRun) ->
 def test_values_stay_where_values_can_be(make_run: MakeRun) -> None:
     """Noise below zero at many records: an accuracy of more than one is shown as one, with room."""
     plan = evaluation_plan(evaluated(make_run, evaluation={"every": 10, "epsilon": 8.0}))
-    shown = estimate_metrics(plan, {SUM_CORRECT: 1000.0, SUM_WRONG: -2.0, SUM_LOSS: -1.0}, owners=1)
+    shown = estimate_metrics(
+        plan, {SUM_CORRECT: 1000.0, SUM_WRONG: -2.0, SUM_LOSS: -1400.0}, owners=1
+    )
     assert shown["accuracy"] == 1.0
     assert shown["loss"] == 0.0
     low, high = shown["accuracy-interval"]  # type: ignore[misc]
