@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import sqlite3
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -53,10 +52,11 @@ from tacit.privacy.ledger_entries import (
     parse_row,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, Signer, forked, rolled_back, sign_head
-from tacit.privacy.ledger_store import connected, named, prepare, unavailable, writing
+from tacit.privacy.ledger_store import begin, connected, named, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tacit.privacy.accounting import Mechanism
@@ -141,16 +141,15 @@ class Ledger:
         self.close()
 
     def _begin(self, path: Path, *, read_only: bool) -> None:
-        with named(path):
-            prepare(self._connection, read_only=read_only)
+        with named():
+            if prepare(self._connection, read_only=read_only) and not read_only:
+                begin(self._connection, self._first_row)
+                sync_path(path.parent)
         with self._lock:
             self._refresh()
-            if read_only or self._entries or self._problem is not None:
-                return
-            with self._transaction():
-                if not self._entries:
-                    self._append(Begin(random=secrets.token_hex(32)))
-            sync_path(path.parent)
+
+    def _first_row(self) -> Row:
+        return _row(Begin(random=secrets.token_hex(32)), at_s=self._clock(), after=())
 
     def open_data_set(self, terms: Terms) -> Account:
         """Open a data set's account, or check that it is open on these terms; follow its budget.
@@ -330,7 +329,7 @@ class Ledger:
     def rows(self, *, since: int = -(2**63)) -> list[Row]:
         """Return what is stored from an entry on, undamaged or not, by its number."""
         query = "SELECT sequence, previous, content, hash FROM entries WHERE sequence >= ?"
-        with self._lock:
+        with self._lock, named():
             found = self._connection.execute(f"{query} ORDER BY sequence", (since,)).fetchall()
         return [Row(*row) for row in found]
 
@@ -401,7 +400,7 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """Hold the file alone; on a clean exit what was appended is on the disk."""
-        with self._lock, writing():
+        with self._lock, named():
             self._connection.execute("BEGIN IMMEDIATE")
             known = -1
             try:
@@ -411,17 +410,14 @@ class Ledger:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 if known not in (-1, len(self._entries)):
                     self._forget()  # what was appended here may not have been kept
                 raise
 
     def _append(self, body: Body) -> Entry:
-        sequence = len(self._entries) + 1
-        previous = self._entries[-1].hash if self._entries else FIRST_PREVIOUS
-        content = content_of(body, at_s=self._clock())
-        row = Row(sequence, previous, content, link_hash(sequence, previous, content))
+        row = _row(body, at_s=self._clock(), after=self._entries)
         entry = self._take(row)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
         return entry
@@ -453,14 +449,22 @@ class Ledger:
                 raise damaged(count, "it has changed or gone since it was read")
             for row in rows:
                 self._take(row)
+            if not self._entries:
+                raise damaged(1, "it is missing")
+            if not count:
+                with named():
+                    (said,) = self._connection.execute("PRAGMA quick_check").fetchone()
+                if said != b"ok":
+                    raise damaged(len(self._entries) + 1, "the file's pages disagree")
         except TrustError as error:
             self._problem = error
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):
-                raise unavailable(error) from error
-            self._problem = damaged(count + 1, "the table of entries is gone")
-        except sqlite3.DatabaseError as error:
-            self._problem = damaged(len(self._entries) + 1, f"the file cannot be read: {error}")
+
+
+def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:
+    sequence = len(after) + 1
+    previous = after[-1].hash if after else FIRST_PREVIOUS
+    content = content_of(body, at_s=at_s)
+    return Row(sequence, previous, content, link_hash(sequence, previous, content))
 
 
 def _verify_terms(terms: Terms, known: Terms) -> None:

@@ -16,7 +16,7 @@ from tacit.core.errors import TrustError, UnavailableError
 from tacit.core.files import write_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 _VERSION = 1
@@ -42,18 +42,20 @@ def connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise write_error(path, error) from error
-    with named(path):
-        return sqlite3.connect(
+    with named():
+        connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
             timeout=_WAIT_S,
         )
+    connection.text_factory = bytes  # whatever a damaged row holds can be read
+    return connection
 
 
-def prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
-    """Check the version, and make an empty file a ledger without entries."""
+def prepare(connection: sqlite3.Connection, *, read_only: bool) -> bool:
+    """Check the version, have commits flushed, and return whether the file is empty."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > _VERSION:
         raise UnavailableError(
@@ -61,44 +63,44 @@ def prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
             f"expected a ledger of version {_VERSION} or less, got {version}",
             hint="A later version of tacit wrote it: install that version.",
         )
-    if read_only:
-        return
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")  # another process may be here too
-        if not connection.execute("PRAGMA user_version").fetchone()[0]:
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    return version == 0
+
+
+def begin(connection: sqlite3.Connection, first: Callable[[], Sequence[object]]) -> None:
+    """Make an empty file a ledger with its first entry, at once: so none is ever without one."""
+    connection.execute("BEGIN IMMEDIATE")  # another process may be here too
+    if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        for statement in _SCHEMA.split(";\n"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", first())
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute("COMMIT")
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Give errors of opening the file their place in our tree."""
+def named() -> Iterator[None]:
+    """Give what SQLite says its place in our tree.
+
+    Raises:
+        UnavailableError: the disk is full, or the file cannot be used at present.
+        TrustError: the file is no ledger, or its pages are damaged (``E-LEDGER-CORRUPT``).
+    """
     try:
         yield
-    except sqlite3.OperationalError as error:
-        raise unavailable(error) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from its own texts
+        if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):
+            raise _unavailable(error) from error
         raise TrustError(
             "E-LEDGER-CORRUPT",
-            f"expected a ledger in {path}, got something else: {error}",
+            f"expected a ledger, got a file that cannot be read as one: {error}",
             hint="Put back the newest undamaged copy of the state directory.",
         ) from error
 
 
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Give errors of writing their place in our tree."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise unavailable(error) from error
-
-
-def unavailable(error: sqlite3.Error) -> UnavailableError:
+def _unavailable(error: sqlite3.Error) -> UnavailableError:
     """Return the error for a file that cannot be used at present."""
     if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
         return UnavailableError(

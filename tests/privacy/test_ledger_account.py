@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +19,9 @@ from tacit.privacy.ledger import LEDGER_NAME
 from tacit.privacy.ledger_account import Account, mechanism_for
 from tacit.privacy.ledger_entries import Charge, Relation, Side, Unit, split_digest
 from tests.privacy.ledgers import TERMS, charge, opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ONE = epsilon_of(10.0, 1.0, 1, 1e-5)
 TWO = epsilon_of(10.0, 1.0, 2, 1e-5)
