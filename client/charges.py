@@ -179,9 +179,7 @@ class Charges:
             budget=data_set.budget,
         )
 
-    def _whole_run(
-        self, specification: RunSpec, run_id: str, data_set: DataSet
-    ) -> list[Charge]:
+    def _whole_run(self, specification: RunSpec, run_id: str, data_set: DataSet) -> list[Charge]:
         plan = privacy_plan(specification, records=data_set.records)
         training = self._training(specification, data_set, plan, run_id, _WHOLE_RUN)
         charges = [_times(training, plan.releases)]
@@ -274,9 +272,7 @@ class Charges:
         specification, head = release.specification, release.instruction
         name = specification.data_set
         open_run = specification.privacy.mode is PrivacyMode.NONE
-        if name not in self._ledger.data_sets():
-            if open_run:
-                return None  # no epsilon is claimed of this data set yet
+        if not open_run:
             self._ledger.open_data_set(self._terms(specification, data_set))
         self._ledger.expose(
             Expose(
@@ -318,9 +314,7 @@ def head_of(message: fleet_pb2.LedgerHead) -> SignedHead:
     """
     if len(message.ledger_id) != len(message.sha256) or len(message.sha256) != 32:
         raise ProtocolError("E-LEDGER-HEAD", "expected a ledger's id and hash of 32 bytes each")
-    head = Head(
-        ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex()
-    )
+    head = Head(ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex())
     return SignedHead(head=head, signature=message.signature.hex())
 
 

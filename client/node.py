@@ -31,8 +31,8 @@ from tacit.client.approvals import Judgement, Verdict, fingerprint_apps
 from tacit.client.charges import Charges
 from tacit.client.envelope import Release, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
-from tacit.client.preparation import PREPARED_NAME
 from tacit.client.payload import open_view
+from tacit.client.preparation import PREPARED_NAME
 from tacit.client.replies import Noising, Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
@@ -197,9 +197,7 @@ class Node:
         call = pipe_pb2.WorkerCall(instruction=head)
         noising = None
         if release.specification.noises(head.message_type):
-            key = self.store.noise_key(
-                head.message_id, head.attempt, fresh=self._around.fresh_key
-            )
+            key = self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
             if release.specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:
                 noising = self._noising(release.specification, payload, key)
             else:

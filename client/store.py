@@ -314,7 +314,9 @@ class Store:
     def list_heads(self) -> list[Head]:
         """Return the furthest head of every ledger that this node has worked with."""
         rows = self._rows("SELECT * FROM ledger_heads")
-        return [Head(ledger=row["ledger"], count=row["entries"], hash=row["sha256"]) for row in rows]
+        return [
+            Head(ledger=row["ledger"], count=row["entries"], hash=row["sha256"]) for row in rows
+        ]
 
     def log_decision(self, decision: Decision, *, keep: int) -> None:
         """Write one line of the decision log, and drop lines beyond the last ``keep``."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tacit.protos import records_pb2
 
 
-
 def noise_reply(
     manifest: records_pb2.Manifest,
     payload: memoryview,
@@ -66,7 +65,7 @@ def noise_reply(
         key=key,
         purpose=f"update {hashlib.sha256(received).hexdigest()}",
     )
-    return BufferPayload(tuple(memoryview(array.reply.reshape(-1)) for array in arrays))
+    return BufferPayload(tuple(array.reply.reshape(-1).data for array in arrays))
 
 
 def _arrays(

@@ -116,7 +116,7 @@ def evaluation_plan(spec: RunSpec) -> EvaluationPlan:
         releases=releases,
         epsilon=accounting.epsilon_of(multiplier, 1.0, releases, delta),
         delta=delta,
-        unit=spec.privacy.unit,
+        unit=spec.privacy.unit or PrivacyUnit.RECORD,
     )
 
 

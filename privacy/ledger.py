@@ -260,16 +260,16 @@ class Ledger:
     def expose(self, body: Expose) -> Entry:
         """Note, before it leaves, a release without noise that the owner's policy allows.
 
+        The data set need not have an account yet: one that is opened later knows of it.
+
         Raises:
-            RefusedError: the data set has no account (``E-LEDGER-CLOSED``), or the key is taken
-                (``E-LEDGER-CONFLICT``).
+            RefusedError: the key is taken by another entry (``E-LEDGER-CONFLICT``).
             TrustError: the ledger is damaged (``E-LEDGER-CORRUPT``).
         """
         with self._transaction():
             known = self._book.entry_at(body.key)
             if known is not None:
                 return known if known.body == body else _conflict(body.key, known)
-            self._book.terms(body.data_set)
             return self._append(body)
 
     def restore(self, highest: Head, *, reason: str) -> Entry:

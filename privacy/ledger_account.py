@@ -139,7 +139,6 @@ class _Pages:
 
     terms: Terms
     charges: dict[ChargeKey, Held] = field(default_factory=dict)
-    exposed: list[str] = field(default_factory=list)
 
 
 class Book:
@@ -153,6 +152,7 @@ class Book:
         self.ledger = ""
         self._pages: dict[str, _Pages] = {}
         self._keys: dict[ChargeKey, Entry] = {}
+        self._exposed: dict[str, list[str]] = {}  # kept also where no account is open yet
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry.
@@ -187,7 +187,7 @@ class Book:
             case Settle() | Abort():
                 self._close(entry, body)
             case Expose():
-                self._pages[body.data_set].exposed.append(body.run)
+                self._exposed.setdefault(body.data_set, []).append(body.run)
                 self._keys[body.key] = entry
             case Restore():
                 pass
@@ -228,6 +228,10 @@ class Book:
             )
         return self._pages[data_set].terms
 
+    def exposed(self, data_set: str) -> tuple[str, ...]:
+        """Return the runs that released something of a data set without noise."""
+        return tuple(dict.fromkeys(self._exposed.get(data_set, ())))
+
     def entry_at(self, key: ChargeKey) -> Entry | None:
         """Return the entry that a release was charged with, or None."""
         return self._keys.get(key)
@@ -263,7 +267,7 @@ class Book:
             epsilon_by_side=by_side,
             epsilon=max(by_side.values()),
             held=max(_held_epsilon(group, terms) for group in sides.values()),
-            exposed=tuple(dict.fromkeys(pages.exposed)),
+            exposed=self.exposed(data_set),
             charges=charges,
         )
 

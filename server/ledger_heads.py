@@ -79,9 +79,7 @@ def _verified(node_id: int, message: fleet_pb2.LedgerHead) -> Head:
 
 
 def _head_of(message: fleet_pb2.LedgerHead) -> Head:
-    return Head(
-        ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex()
-    )
+    return Head(ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex())
 
 
 def _message_of(row: sa.RowMapping) -> fleet_pb2.LedgerHead:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tacit.client.configuration import Approval, ClientConfig, DataSet, Policy
 from tacit.client.node import Node
@@ -29,6 +30,7 @@ from tacit.core.specification import (
     canonical_json,
     specification_sha256,
 )
+from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RUN = "r-00000001"
+KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 MODEL = {"weight": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float32)}
 
 
@@ -173,6 +176,8 @@ def make_node(
         "clock": lambda: 1000.0,
         "fresh_key": lambda: next(keys),
         "split_key": bytes(32),
+        "ledger": open_ledger(folder),
+        "public_key": KEY.public_key().public_bytes_raw(),
     }
     folder.chmod(0o700)
     node = Node(
@@ -182,6 +187,11 @@ def make_node(
         around=Surroundings(**(values | around)),
     )
     return node, runner
+
+
+def open_ledger(folder: Path) -> Ledger:
+    """The ledger of a node in this folder, signed by ``KEY``."""
+    return Ledger.open(folder / LEDGER_NAME, signer=KEY.sign, clock=lambda: 1000.0)
 
 
 def offer(node: Node, spec: RunSpec) -> Any:

@@ -124,7 +124,6 @@ def test_good_content_in_a_wrong_case_is_refused(changes: dict[str, Any], code: 
     [
         PrivacyMode.RECORD_DISTRIBUTED,
         PrivacyMode.CLIENT_DISTRIBUTED,
-        PrivacyMode.CLIENT_LOCAL,
         PrivacyMode.CENTRAL,
     ],
 )
