@@ -184,7 +184,7 @@ def _by_accountant(what: TrainingDescription, steps: int) -> float:
         accountant.compose(event, steps)
         return float(accountant.get_epsilon(what.delta))
     if what.accountant is Accountant.GDP:
-        # Bu et al. 2020 (arXiv 1911.11607), corollary 5.4: the limit, not a bound.
+        # Deep Learning with Gaussian Differential Privacy (arXiv 1911.11607): a limit, no bound.
         mu = rate * math.sqrt(steps * math.expm1(sigma**-2))
         return gaussian_epsilon(mu, what.delta)
     return epsilon_of(sigma, rate, steps, what.delta)

@@ -118,7 +118,7 @@ class _Reader:
     def findings(self) -> Iterator[Finding]:
         """Yield what was found, in the order of the file, once per place and rule."""
         seen: set[tuple[str, str]] = set()
-        nodes = (node for node in ast.walk(self._tree) if hasattr(node, "lineno"))
+        nodes = (node for node in ast.walk(self._tree) if isinstance(node, (ast.expr, ast.stmt)))
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             for finding in self._of(node):
                 if (finding.rule, finding.place) not in seen:
