@@ -83,6 +83,8 @@ print(sorted(names & set(sys.argv[2].split(","))))
         ("tacit.cli.client", "torch,opacus,flwr"),
         ("tacit.cli.login", "torch,opacus,flwr"),
         ("tacit.cli.config", "torch,opacus,flwr,grpc"),
+        ("tacit.cli.privacy", "torch,opacus,flwr,grpc,numpy"),
+        ("tacit.privacy.lint_source", "torch,opacus,flwr,grpc"),
         ("tacit.core.identity", "torch,opacus,flwr,grpc,numpy,sqlalchemy"),
     ],
 )
