@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
-from tacit.core.specification import ModelKind, PrivacyMode, PrivacySpec, PrivacyUnit, RunSpec
+from tacit.core.specification import (
+    DataKind,
+    ModelKind,
+    PrivacyMode,
+    PrivacySpec,
+    PrivacyUnit,
+    RunSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +104,32 @@ def _data_set_exists(offer: Offer, config: ClientConfig) -> None:
             "E-POLICY-DATA-SET",
             f"expected a data set of this node, got {name!r}",
             hint="Declare it under [data_sets] in client.toml, or agree on another name.",
+        )
+
+
+def _columns_are_allowed(offer: Offer, config: ClientConfig) -> None:
+    data = offer.specification.data
+    data_set = config.data_sets.get(offer.specification.data_set)
+    if data is None or data.kind is not DataKind.TABLE or data_set is None:
+        return
+    kept_back = {*data_set.forbidden, data_set.subject} & {*data.columns, data.label}
+    if kept_back:
+        raise RefusedError(
+            "E-POLICY-COLUMN",
+            "expected a data contract without the forbidden columns and the subject column of "
+            f"client.toml, got {', '.join(sorted(kept_back))}",
+            hint="Ask the operator for a run without them.",
+        )
+
+
+def _subject_is_declared(offer: Offer, config: ClientConfig) -> None:
+    data_set = config.data_sets.get(offer.specification.data_set)
+    by_subject = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
+    if by_subject and (data_set is None or not data_set.subject):
+        raise RefusedError(
+            "E-POLICY-SUBJECT",
+            "expected a data set with a subject column: the run's unit is the subject",
+            hint="Declare it in client.toml: subject = the column that says whose record it is.",
         )
 
 
@@ -225,6 +258,8 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mode_is_accepted,
     _mechanism_is_built,
     _data_set_exists,
+    _columns_are_allowed,
+    _subject_is_declared,
     _epsilon_has_room,
     _delta_is_small,
     _metrics_are_protected,

@@ -17,6 +17,7 @@ from pathlib import Path  # noqa: TC003 - read when the file is
 
 from tacit.core.configuration import Resolved, load_config
 from tacit.core.specification import PrivacyMode, Scalar
+from tacit.privacy.cleaning import Cleaning
 
 CONFIG_NAME = "client.toml"
 CHANGED = "client.toml changed since the node started: restart to apply"
@@ -57,6 +58,8 @@ class DataSet:
             declare it once and never derive it from the file.
         subject: the column that names whose record it is; empty if each record is one person.
         sensitive: columns that audits look at.
+        forbidden: columns that no run may name, and that are dropped as soon as the file is read.
+        clean: what happens to each record before any run sees it.
         separator: of a CSV file.
         header: whether the CSV file's first line names the columns.
         columns: the column names of a file without a header, in order.
@@ -67,6 +70,8 @@ class DataSet:
     records: int
     subject: str = ""
     sensitive: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    clean: Cleaning = field(default_factory=Cleaning)
     separator: str = ","
     header: bool = True
     columns: tuple[str, ...] = ()
@@ -80,6 +85,22 @@ class DataSet:
             yield "columns", "a file without a header needs the names of its columns, in order"
         if self.header and self.columns:
             yield "columns", "expected only with header = false"
+        for name in self.forbidden:
+            if name == self.subject:
+                yield "forbidden", f"the subject column {name} is no feature as it is; name it once"
+            elif name in self.clean.columns:
+                key = f"clean.{self.clean.columns[name]}"
+                yield key, f"the column {name} is forbidden, so it is gone before cleaning"
+        if self.format is DataFormat.IMAGES and self.named_columns:
+            keys = ", ".join(sorted(set(self.named_columns.values())))
+            yield "format", f"images have no columns for {keys}"
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Columns that must be in the data set, each with the key that names it."""
+        cleaned = {name: f"clean.{key}" for name, key in self.clean.columns.items()}
+        subject = {self.subject: "subject"} if self.subject else {}
+        return {**cleaned, **subject, **dict.fromkeys(self.forbidden, "forbidden")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +264,9 @@ SAMPLE = """\
 path = "data.csv"          # relative to this file
 format = "csv"             # csv, parquet, npz or images
 records = 1000             # a PUBLIC bound on the number of records; never derive it from the file
+# subject = "patient"      # whose record it is, if a person may have several
+# forbidden = ["name"]     # columns that no run may ever use
+# clean.require = ["age"]  # and more: what happens to each record before a run sees it
 
 [policy]
 modes = ["record-local"]

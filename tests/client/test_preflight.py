@@ -108,7 +108,8 @@ def test_subject_column_must_exist(home: Path) -> None:
     """A subject column that the file lacks is said, not ignored."""
     with pytest.raises(DataError) as caught:
         Preparation().prepare(job_of(home, subject="patient"))
-    assert caught.value.code == "E-DATA-SUBJECT"
+    assert caught.value.code == "E-CLEAN-COLUMNS"
+    assert any("subject" in problem and "patient" in problem for problem in caught.value.problems)
 
 
 def test_closed_preparation_starts_nothing(home: Path) -> None:
