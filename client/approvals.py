@@ -122,7 +122,8 @@ def _columns_are_allowed(offer: Offer, config: ClientConfig) -> None:
         )
 
 
-def _subject_is_declared(offer: Offer, config: ClientConfig) -> None:
+def subject_is_declared(offer: Offer, config: ClientConfig) -> None:
+    """Refuse a run per subject where the owner names no subjects (``E-POLICY-SUBJECT``)."""
     data_set = config.data_sets.get(offer.specification.data_set)
     by_subject = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
     if by_subject and (data_set is None or not data_set.subject):
@@ -259,7 +260,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mechanism_is_built,
     _data_set_exists,
     _columns_are_allowed,
-    _subject_is_declared,
+    subject_is_declared,
     _epsilon_has_room,
     _delta_is_small,
     _metrics_are_protected,

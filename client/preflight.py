@@ -236,7 +236,7 @@ def _reported(subject: str, report: Report) -> Iterator[Finding]:
             subject=f"cleaning of {subject}", grade=Grade.OK, text="; ".join(report.cleaning)
         )
     for warning in report.warnings:
-        yield Finding(subject=subject, grade=Grade.WARNING, text=warning)
+        yield Finding(subject=f"columns of {subject}", grade=Grade.WARNING, text=warning)
 
 
 def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding:
