@@ -241,7 +241,7 @@ def test_the_unit_subject_needs_a_declared_column() -> None:
         ('forbidden = ["name"]\nclean.hash = ["name"]', "data_sets.a.clean.hash"),
         ('format = "images"\nclean.hash = ["name"]', "data_sets.a.format"),
         ("clean.clip.age = [9, 1]", "data_sets.a.clean.clip.age"),
-        ('clean.forbiden = ["name"]', "data_sets.a.clean.forbiden"),
+        ('clean.forbiddn = ["name"]', "data_sets.a.clean.forbiddn"),
     ],
 )
 def test_cleaning_that_contradicts_itself_is_a_configuration_error(

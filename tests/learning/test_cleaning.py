@@ -53,13 +53,13 @@ def test_all_columns_that_client_toml_misspells_are_named_at_once(tmp_path: Path
     source = Source(
         path=tmp_path / "data.csv",
         forbidden=("notes",),
-        named={"patientid": "subject", "hieght": "clean.clip", "age": "clean.bin"},
+        named={"patientid": "subject", "heihgt": "clean.clip", "age": "clean.bin"},
     )
     with pytest.raises(DataError) as caught:
         load_raw(source, DataSpec(classes=("0", "1")))
     assert caught.value.code == "E-CLEAN-COLUMNS"
     assert caught.value.problems == (
-        "clean.clip: unknown column hieght (did you mean height?)",
+        "clean.clip: unknown column heihgt (did you mean height?)",
         "forbidden: unknown column notes (did you mean note?)",
         "subject: unknown column patientid (did you mean patientId?)",
     )

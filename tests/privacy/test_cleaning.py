@@ -183,13 +183,13 @@ def test_what_cannot_be_cleaned_is_refused_by_row_never_by_value() -> None:
 
 def test_unknown_columns_are_refused_with_the_nearest_at_once() -> None:
     """A misspelt rule would clean nothing: every one is named."""
-    rules = rules_of('hash = ["patiant"]\nclip.wieght = [0, 1]\nrequire = ["age"]')
+    rules = rules_of('hash = ["patiant"]\nclip.weihgt = [0, 1]\nrequire = ["age"]')
     with pytest.raises(DataError) as caught:
         clean([record()], rules)
     assert caught.value.code == "E-CLEAN-COLUMNS"
     assert [re.sub(r"; expected.*", "", problem) for problem in caught.value.problems] == [
         "clean.hash: unknown column patiant (did you mean patient?)",
-        "clean.clip: unknown column wieght (did you mean weight?)",
+        "clean.clip: unknown column weihgt (did you mean weight?)",
     ]
 
 
