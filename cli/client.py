@@ -21,6 +21,8 @@ from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
+from tacit.client.preparation import Report
+from tacit.client.runs import RUNS_FOLDER
 from tacit.client.status import REVOKED, Connection, as_json, read_status, resting
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
@@ -139,7 +141,7 @@ def status(
     """Show runs, the verdicts on them, what left and when, and what was refused and why."""
     state = _opened(home)
     if run_id is not None:
-        asked = _asked(_found(state, run_id))
+        asked = _asked(state, _found(state, run_id))
         emit(asked if json else _said(asked), json=json)
         return
     value = _status(state)
@@ -219,8 +221,9 @@ def _found(state: StateDirectory, run_id: str) -> RunRecord:
     return found[0]
 
 
-def _asked(run: RunRecord) -> dict[str, Any]:
+def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     """Return the node's word on one run, and the specification that the word covers."""
+    report = Report.load(state.path / RUNS_FOLDER / run.run_id)
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -228,6 +231,8 @@ def _asked(run: RunRecord) -> dict[str, Any]:
         "reason": run.reason,
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
+        "cleaning": list(report.cleaning),
+        "warnings": list(report.warnings),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }

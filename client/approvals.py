@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
-from tacit.core.specification import ModelKind, PrivacyMode, PrivacySpec, PrivacyUnit, RunSpec
+from tacit.core.specification import (
+    DataKind,
+    ModelKind,
+    PrivacyMode,
+    PrivacySpec,
+    PrivacyUnit,
+    RunSpec,
+)
 from tacit.privacy.spec import BUILT_MODES
 
 if TYPE_CHECKING:
@@ -103,6 +110,33 @@ def _data_set_exists(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def _columns_are_allowed(offer: Offer, config: ClientConfig) -> None:
+    data = offer.specification.data
+    data_set = config.data_sets.get(offer.specification.data_set)
+    if data is None or data.kind is not DataKind.TABLE or data_set is None:
+        return
+    kept_back = {*data_set.forbidden, data_set.subject} & {*data.columns, data.label}
+    if kept_back:
+        raise RefusedError(
+            "E-POLICY-COLUMN",
+            "expected a data contract without the forbidden columns and the subject column of "
+            f"client.toml, got {', '.join(sorted(kept_back))}",
+            hint="Ask the operator for a run without them.",
+        )
+
+
+def subject_is_declared(offer: Offer, config: ClientConfig) -> None:
+    """Refuse a run per subject where the owner names no subjects (``E-POLICY-SUBJECT``)."""
+    data_set = config.data_sets.get(offer.specification.data_set)
+    by_subject = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
+    if by_subject and (data_set is None or not data_set.subject):
+        raise RefusedError(
+            "E-POLICY-SUBJECT",
+            "expected a data set with a subject column: the run's unit is the subject",
+            hint="Declare it in client.toml: subject = the column that says whose record it is.",
+        )
+
+
 def _mode_is_accepted(offer: Offer, config: ClientConfig) -> None:
     mode = offer.specification.privacy.mode
     if mode not in config.policy.modes:
@@ -176,17 +210,6 @@ def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
         raise RefusedError(
             "E-POLICY-DELTA",
             f"expected delta below 1 / {data_set.records} records, got {privacy.delta:g}",
-        )
-
-
-def _subjects_are_named(offer: Offer, config: ClientConfig) -> None:
-    data_set = config.data_sets.get(offer.specification.data_set)
-    wanted = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
-    if wanted and (data_set is None or not data_set.subject):
-        raise RefusedError(
-            "E-POLICY-SUBJECT",
-            "expected a data set that names its subject column, got one that does not",
-            hint='Name it: subject = "COLUMN" for the data set in client.toml.',
         )
 
 
@@ -271,7 +294,8 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mode_is_accepted,
     _mechanism_is_built,
     _data_set_exists,
-    _subjects_are_named,
+    _columns_are_allowed,
+    subject_is_declared,
     _epsilon_has_room,
     _budget_has_room,
     _delta_is_small,

@@ -329,7 +329,9 @@ def _split(specification: RunSpec, data_set: DataSet) -> str:
     training = specification.training
     if training is None:
         return ""
-    depends_on = hashlib.sha256(canonical([plain(specification.data), data_set.subject]))
+    depends_on = hashlib.sha256(
+        canonical([plain(specification.data), data_set.subject, data_set.clean.digest()])
+    )
     return split_digest(
         rule=_SPLIT_RULE,
         seed=training.seed,

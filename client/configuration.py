@@ -17,6 +17,7 @@ from pathlib import Path  # noqa: TC003 - read when the file is
 
 from tacit.core.configuration import Resolved, load_config
 from tacit.core.specification import PrivacyMode, Scalar
+from tacit.privacy.cleaning import Cleaning
 
 CONFIG_NAME = "client.toml"
 CHANGED = "client.toml changed since the node started: restart to apply"
@@ -62,6 +63,8 @@ class DataSet:
             (Ponomareva et al. 2023, arXiv 2303.00654, tier 2).
         subject: the column that names whose record it is; empty if each record is one person.
         sensitive: columns that audits look at.
+        forbidden: columns that no run may name, and that are dropped as soon as the file is read.
+        clean: what happens to each record before any run sees it.
         separator: of a CSV file.
         header: whether the CSV file's first line names the columns.
         columns: the column names of a file without a header, in order.
@@ -74,23 +77,44 @@ class DataSet:
     budget: float = 10.0
     subject: str = ""
     sensitive: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    clean: Cleaning = field(default_factory=Cleaning)
     separator: str = ","
     header: bool = True
     columns: tuple[str, ...] = ()
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.records < 1:
-            yield "records", f"expected a public bound of at least 1, got {self.records}"
-        elif not 0 <= self.delta < 1.0 / self.records:
-            yield "delta", f"expected 0 or more and below 1 / records, got {self.delta}"
-        if not (math.isfinite(self.budget) and self.budget > 0):
-            yield "budget", f"expected a positive epsilon, got {self.budget}"
+        yield from self._problems_of_terms()
         if len(self.separator) != 1:
             yield "separator", f"expected one character, got {self.separator!r}"
         if not self.header and not self.columns:
             yield "columns", "a file without a header needs the names of its columns, in order"
         if self.header and self.columns:
             yield "columns", "expected only with header = false"
+        for name in self.forbidden:
+            if name == self.subject:
+                yield "forbidden", f"the subject column {name} is no feature as it is; name it once"
+            elif name in self.clean.columns:
+                key = f"clean.{self.clean.columns[name]}"
+                yield key, f"the column {name} is forbidden, so it is gone before cleaning"
+        if self.format is DataFormat.IMAGES and self.named_columns:
+            keys = ", ".join(sorted(set(self.named_columns.values())))
+            yield "format", f"images have no columns for {keys}"
+
+    def _problems_of_terms(self) -> Iterator[tuple[str, str]]:
+        if self.records < 1:
+            yield "records", f"expected a public bound of at least 1, got {self.records}"
+        elif not 0 <= self.delta < 1.0 / self.records:
+            yield "delta", f"expected 0 or more and below 1 / records, got {self.delta}"
+        if not (math.isfinite(self.budget) and self.budget > 0):
+            yield "budget", f"expected a positive epsilon, got {self.budget}"
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Columns that must be in the data set, each with the key that names it."""
+        cleaned = {name: f"clean.{key}" for name, key in self.clean.columns.items()}
+        subject = {self.subject: "subject"} if self.subject else {}
+        return {**cleaned, **subject, **dict.fromkeys(self.forbidden, "forbidden")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +278,9 @@ SAMPLE = """\
 path = "data.csv"          # relative to this file
 format = "csv"             # csv, parquet, npz or images
 records = 1000             # a PUBLIC bound on the number of records; never derive it from the file
+# subject = "patient"      # whose record it is, if a person may have several
+# forbidden = ["name"]     # columns that no run may ever use
+# clean.require = ["age"]  # and more: what happens to each record before a run sees it
 
 [policy]
 modes = ["record-local"]

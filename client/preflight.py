@@ -30,7 +30,7 @@ from tacit.client.daemon import IDENTITY_FOLDER, PROTOCOL_VERSION
 from tacit.client.isolation import probe
 from tacit.client.link import probe_server
 from tacit.client.local import ask_daemon
-from tacit.client.preparation import Preparation, PrepareJob
+from tacit.client.preparation import Preparation, PrepareJob, Report, Survey
 from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
 from tacit.core.membership import Membership
@@ -192,36 +192,54 @@ def _data_sets(config: ClientConfig, run: Path | None) -> Iterator[Finding]:
             hint="Declare one in client.toml: [data_sets.default] with path, format and records.",
         )
     for name, data_set in config.data_sets.items():
-        yield _data_set(name, data_set)
+        yield from _data_set(name, data_set)
     if run is not None:
-        yield _contract(config, run)
+        yield from _contract(config, run)
 
 
-def _data_set(name: str, data_set: DataSet) -> Finding:
+def _data_set(name: str, data_set: DataSet) -> Iterator[Finding]:
     subject = f"data set {name}"
     if not data_set.path.exists():
-        return Finding(
+        yield Finding(
             subject=subject,
             grade=Grade.WRONG,
             text=f"nothing at {data_set.path}",
             hint="Correct `path` in client.toml; it is relative to that file.",
         )
-    if not os.access(data_set.path, os.R_OK):
-        return Finding(
+    elif not os.access(data_set.path, os.R_OK):
+        yield Finding(
             subject=subject,
             grade=Grade.WRONG,
             text=f"{data_set.path} cannot be read by user {os.geteuid()}",
             hint="Give this user the right to read it.",
         )
-    return _survey(subject, data_set)
+    else:
+        yield from _survey(subject, data_set)
 
 
-def _survey(subject: str, data_set: DataSet) -> Finding:
+def _survey(subject: str, data_set: DataSet) -> Iterator[Finding]:
     """Read the data set as a run would, without a run's contract."""
     try:
         survey = Preparation().survey(data_set)
     except TacitError as error:
-        return _wrong(subject, error)
+        yield _wrong(subject, error)
+        return
+    yield _surveyed(subject, data_set, survey)
+    if survey is not None:
+        yield from _reported(subject, survey.report)
+
+
+def _reported(subject: str, report: Report) -> Iterator[Finding]:
+    """Say what cleaning did, and what the owner should think about."""
+    if report.cleaning:
+        yield Finding(
+            subject=f"cleaning of {subject}", grade=Grade.OK, text="; ".join(report.cleaning)
+        )
+    for warning in report.warnings:
+        yield Finding(subject=f"columns of {subject}", grade=Grade.WARNING, text=warning)
+
+
+def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding:
     what = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
     if survey is None:
         return Finding(subject=subject, grade=Grade.OK, text=f"{what}: exists; not read: use --run")
@@ -237,34 +255,44 @@ def _survey(subject: str, data_set: DataSet) -> Finding:
     return Finding(subject=subject, grade=Grade.OK, text=text)
 
 
-def _contract(config: ClientConfig, run: Path) -> Finding:
+def _contract(config: ClientConfig, run: Path) -> Iterator[Finding]:
     """Prepare the run's data set in a folder that is thrown away."""
     subject = f"contract of {run.name}"
-    preparation = Preparation()
     try:
         specification = load_config(run, RunSpec).value
-        if specification.data is None:
-            return Finding(subject=subject, grade=Grade.OK, text="the run declares none")
-        data_set = config.data_sets.get(specification.data_set)
-        if data_set is None:
-            return Finding(
-                subject=subject,
-                grade=Grade.WRONG,
-                text=f"the run asks for a data set {specification.data_set!r}",
-                hint="Declare it under [data_sets] in client.toml.",
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            preparation.prepare(
-                PrepareJob(
-                    specification=canonical_json(specification),
-                    data_set=data_set,
-                    folder=Path(folder),
-                    split_key=bytes(32),
-                )
-            )
     except TacitError as error:
-        return _wrong(subject, error)
-    return Finding(subject=subject, grade=Grade.OK, text="the data set keeps it")
+        yield _wrong(subject, error)
+        return
+    data_set = config.data_sets.get(specification.data_set)
+    if specification.data is None:
+        yield Finding(subject=subject, grade=Grade.OK, text="the run declares none")
+    elif data_set is None:
+        yield Finding(
+            subject=subject,
+            grade=Grade.WRONG,
+            text=f"the run asks for a data set {specification.data_set!r}",
+            hint="Declare it under [data_sets] in client.toml.",
+        )
+    else:
+        yield from _kept(subject, specification, data_set)
+
+
+def _kept(subject: str, specification: RunSpec, data_set: DataSet) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as folder:
+        job = PrepareJob(
+            specification=canonical_json(specification),
+            data_set=data_set,
+            folder=Path(folder),
+            split_key=bytes(32),
+        )
+        try:
+            Preparation().prepare(job)
+        except TacitError as error:
+            yield _wrong(subject, error)
+            return
+        report = Report.load(job.folder)
+    yield Finding(subject=subject, grade=Grade.OK, text="the data set keeps it")
+    yield from _reported(subject, report)
 
 
 async def _server(

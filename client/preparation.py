@@ -12,15 +12,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tacit.client.configuration import DataFormat, DataSet
-from tacit.core.errors import DataError, UnavailableError
+from tacit.core.configuration import from_plain
+from tacit.core.errors import ConfigError, DataError, UnavailableError
+from tacit.core.files import write_atomic
+from tacit.core.plain import plain
 
 PREPARED_NAME = "prepared.safetensors"
 SPLIT_NAME = "split.json"
+REPORT_NAME = "preparation.json"
 _TIMEOUT_S = 3600.0  # a data set that takes longer to read belongs into another format
 _READ_WITHOUT_CONTRACT = (DataFormat.CSV, DataFormat.PARQUET)  # the others need its shapes
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
@@ -33,8 +37,8 @@ class PrepareJob:
     Attributes:
         specification: canonical JSON; empty to look at the data set only.
         data_set: where the records are.
-        folder: where ``prepared.safetensors`` and ``split.json`` go.
-        split_key: the owner's key, under which row hashes are made.
+        folder: where ``prepared.safetensors``, ``split.json`` and ``preparation.json`` go.
+        split_key: the owner's key, under which row hashes and hashed columns are made.
     """
 
     specification: bytes
@@ -44,42 +48,50 @@ class PrepareJob:
 
     def encode(self) -> bytes:
         """Return the job as JSON."""
-        data_set = self.data_set
-        plain = {
+        values = {
             "specification": self.specification.decode(),
             "folder": str(self.folder),
             "split_key": self.split_key.hex(),
-            "data_set": {
-                "path": str(data_set.path),
-                "format": data_set.format.value,
-                "records": data_set.records,
-                "subject": data_set.subject,
-                "separator": data_set.separator,
-                "header": data_set.header,
-                "columns": list(data_set.columns),
-            },
+            "data_set": plain(self.data_set),
         }
-        return json.dumps(plain).encode()
+        return json.dumps(values).encode()
 
     @classmethod
     def parse(cls, text: bytes) -> PrepareJob:
         """Read what :meth:`encode` wrote."""
-        plain = json.loads(text)
-        data_set = plain["data_set"]
+        values = json.loads(text)
         return cls(
-            specification=plain["specification"].encode(),
-            folder=Path(plain["folder"]),
-            split_key=bytes.fromhex(plain["split_key"]),
-            data_set=DataSet(
-                path=Path(data_set["path"]),
-                format=DataFormat(data_set["format"]),
-                records=data_set["records"],
-                subject=data_set["subject"],
-                separator=data_set["separator"],
-                header=data_set["header"],
-                columns=tuple(data_set["columns"]),
-            ),
+            specification=values["specification"].encode(),
+            folder=Path(values["folder"]),
+            split_key=bytes.fromhex(values["split_key"]),
+            data_set=from_plain(values["data_set"], DataSet),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What preparing a data set did and noticed, for its owner's eyes: names and counts, no value.
+
+    Attributes:
+        cleaning: what the owner's rules left out and changed.
+        warnings: what the owner should think about, such as columns that look like identifiers.
+    """
+
+    cleaning: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write ``preparation.json``, whole or not at all."""
+        write_atomic(folder / REPORT_NAME, json.dumps(plain(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Report:
+        """Read what :meth:`save` wrote; an empty report if there is none."""
+        try:
+            values = json.loads((folder / REPORT_NAME).read_bytes())
+            return from_plain(values, cls)
+        except (OSError, ValueError, ConfigError):
+            return cls()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +99,14 @@ class Survey:
     """What a data set holds, before any contract: for its owner's eyes.
 
     Attributes:
-        columns: as the file names them.
-        records: how many there are.
+        columns: those that a run may see: not forbidden, not dropped, not the subject's.
+        records: how many take part, after cleaning.
+        report: what cleaning did, and warnings.
     """
 
     columns: tuple[str, ...]
     records: int
+    report: Report = field(default_factory=Report)
 
 
 class Preparation:
@@ -126,7 +140,10 @@ class Preparation:
                 specification=b"", data_set=data_set, folder=Path(folder), split_key=bytes(32)
             )
             answer = self._answered(job)
-        return Survey(columns=tuple(answer["columns"]), records=int(answer["records"]))
+            report = Report.load(job.folder)
+        return Survey(
+            columns=tuple(answer["columns"]), records=int(answer["records"]), report=report
+        )
 
     def _answered(self, job: PrepareJob) -> dict[str, Any]:
         """Return a process' answer, unless that is an error."""

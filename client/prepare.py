@@ -1,7 +1,8 @@
 """``python -m tacit.client.prepare``: an owner's file becomes a cleaned, split data set.
 
-Reads a job from standard input, applies the run's data contract, splits, writes two files into the
-run's folder, and answers with one line of JSON. This is trusted code and no app: it sees the raw
+Reads a job from standard input, drops forbidden columns, applies the owner's cleaning rules and the
+run's data contract, splits, writes its files into the run's folder, and answers with one line of
+JSON. This is trusted code and no app: it sees the raw
 file, so that the worker need not. Errors name columns and row numbers, never a value.
 """
 
@@ -12,16 +13,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from tacit.client.isolation import Confinement, isolate
-from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, PrepareJob
+from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, PrepareJob, Report
 from tacit.core.configuration import from_plain
 from tacit.core.errors import DataError, TacitError
-from tacit.core.specification import DataSpec, RunSpec, TrainingSpec
+from tacit.core.specification import DataSpec, PrivacyUnit, RunSpec, TrainingSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tacit.client.configuration import DataSet
-    from tacit.learning.loaders import Raw, Source
+    from tacit.learning.cleaning import CleanRaw
+    from tacit.learning.loaders import Source
 
 _MEMORY_BYTES = 64 << 30
 _FILE_BYTES = 64 << 30
@@ -35,6 +35,7 @@ def prepare_data(job: PrepareJob) -> None:
         UnavailableError: the file is missing, or the disk is full.
     """
     # pandas loads after confinement, and never in a daemon that imports this module
+    from tacit.learning.cleaning import clean_raw  # noqa: PLC0415
     from tacit.learning.contract import encode  # noqa: PLC0415
     from tacit.learning.loaders import load_raw  # noqa: PLC0415
     from tacit.learning.prepared import divide, save_prepared  # noqa: PLC0415
@@ -44,33 +45,75 @@ def prepare_data(job: PrepareJob) -> None:
     if specification.data is None:
         raise DataError("E-DATA-CONTRACT", "the run declares no data contract")
     data_set = job.data_set
+    by_subject = specification.privacy.unit is PrivacyUnit.SUBJECT
+    if by_subject and not data_set.subject:
+        raise DataError(
+            "E-DATA-SUBJECT",
+            "expected a data set with a subject column: the run's unit is the subject",
+            hint="name it in client.toml: subject = ...",
+        )
     raw = load_raw(_source(data_set), specification.data)
-    prepared = encode(specification.data, raw)
+    clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
+    prepared = encode(specification.data, clean.raw, row_numbers=clean.row_numbers)
     training = specification.training or TrainingSpec(learning_rate=1.0)
     split = split_records(
         prepared,
         fraction=training.validation_fraction,
         seed=training.seed,
-        subjects=_subjects(raw, data_set.subject),
+        subjects=clean.subjects,
     )
-    save_split(job.folder / SPLIT_NAME, split, prepared, key=job.split_key)
-    save_prepared(job.folder / PREPARED_NAME, divide(prepared, split, records=data_set.records))
+    sets = divide(
+        prepared,
+        split,
+        records=data_set.records,
+        subjects=clean.subjects if by_subject else None,
+    )
+    Report(
+        cleaning=clean.notes, warnings=() if by_subject else _warnings(clean, data_set.subject)
+    ).save(job.folder)
+    save_split(
+        job.folder / SPLIT_NAME,
+        split,
+        prepared,
+        key=job.split_key,
+        cleaning_sha256=data_set.clean.digest(),
+    )
+    save_prepared(job.folder / PREPARED_NAME, sets)
 
 
 def survey_data(job: PrepareJob) -> dict[str, object]:
-    """Load a table and name its columns and the number of its records.
+    """Load and clean a table; name the columns that a run may see, and count its records.
 
     Raises:
-        DataError: the file is not what client.toml says it is.
+        DataError: the file is not what client.toml says it is, or cannot be cleaned.
         UnavailableError: the file cannot be opened.
     """
+    from tacit.learning.cleaning import clean_raw  # noqa: PLC0415 - see prepare_data
     from tacit.learning.loaders import RawImages, load_raw  # noqa: PLC0415 - see prepare_data
 
-    raw = load_raw(_source(job.data_set), DataSpec(classes=()))  # a table; no word of it is used
-    if isinstance(raw, RawImages):
+    # a table; no word of this contract is used
+    raw = load_raw(_source(job.data_set), DataSpec(classes=()))
+    data_set = job.data_set
+    clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
+    if isinstance(clean.raw, RawImages):
         raise DataError("E-DATA-FORMAT", "expected a table, got images")
-    _subjects(raw, job.data_set.subject)
-    return {"columns": [str(name) for name in raw.columns], "records": len(raw)}
+    warnings = () if data_set.subject else _warnings(clean, "")
+    Report(cleaning=clean.notes, warnings=warnings).save(job.folder)
+    return {"columns": [str(name) for name in clean.raw.columns], "records": len(clean.raw)}
+
+
+def _warnings(clean: CleanRaw, subject: str) -> tuple[str, ...]:
+    """Return what the owner should know before single records are taken for people."""
+    from tacit.learning.identifiers import identifier_warnings  # noqa: PLC0415 - see prepare_data
+
+    warnings = identifier_warnings(clean.raw)
+    if clean.subjects and len(set(clean.subjects)) < len(clean.subjects):
+        told = (
+            f"the run's unit is the record, and some subjects (column {subject}) have several: "
+            "its epsilon bounds each record by itself, not a subject's records together"
+        )
+        return (told, *warnings)
+    return warnings
 
 
 def _source(data_set: DataSet) -> Source:
@@ -82,21 +125,9 @@ def _source(data_set: DataSet) -> Source:
         separator=data_set.separator,
         header=data_set.header,
         columns=data_set.columns,
+        forbidden=data_set.forbidden,
+        named=data_set.named_columns,
     )
-
-
-def _subjects(raw: Raw, column: str) -> Sequence[str] | None:
-    if not column:
-        return None
-    from tacit.learning.loaders import RawImages  # noqa: PLC0415 - see prepare_data
-
-    if isinstance(raw, RawImages) or column not in raw.columns:
-        raise DataError(
-            "E-DATA-SUBJECT",
-            f"expected the subject column {column!r} of client.toml in the data set",
-            hint="Correct `subject`, or remove it if each record is another person.",
-        )
-    return [str(value) for value in raw[column]]
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
-from tacit.client.preparation import PREPARED_NAME, PrepareJob
+from tacit.client.preparation import PREPARED_NAME, PrepareJob, Report
 from tacit.client.runner import AppRunner, AppSetup
 from tacit.client.store import Decision, RunRecord, Store
 from tacit.core.configuration import from_plain
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tacit.client.charges import Charges
     from tacit.privacy.ledger import Ledger
+
+RUNS_FOLDER = "runs"
 
 logger = logging.getLogger("tacit.client.runs")
 
@@ -197,6 +199,8 @@ class Runs:
                 split_key=self._around.split_key,
             )
         )
+        for warning in Report.load(folder).warnings:
+            logger.warning(warning, extra={"fields": {"run": run.run_id}})
 
     def setup(self, run: RunRecord, specification: RunSpec) -> AppSetup:
         """Return all that a worker of this run needs."""
@@ -281,7 +285,7 @@ class Runs:
 
     def run_folder(self, run_id: str) -> Path:
         """The folder that keeps a run's prepared data and its split."""
-        folder = self._around.folder / "runs"
+        folder = self._around.folder / RUNS_FOLDER
         make_private_folder(folder)
         return folder / run_id
 

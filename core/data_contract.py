@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Iterator, Mapping  # noqa: TC003 - read when a file is converted
 from dataclasses import dataclass, field
+
+MISSING_WORDS = ("", "?", "NA", "NaN", "nan")  # what a cell without a value says in most files
+
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 
 
 class ColumnKind(enum.Enum):
@@ -46,7 +51,7 @@ class ColumnSpec:
     range: tuple[float, float] | None = None
     values: tuple[str, ...] = ()
     missing: float | str | None = None
-    missing_values: tuple[str, ...] = ("", "?", "NA", "NaN", "nan")
+    missing_values: tuple[str, ...] = MISSING_WORDS
     flag_missing: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -112,3 +117,19 @@ class DataSpec:
                 yield "shape", "only images have a shape"
         elif self.shape is None or min(self.shape) < 1:
             yield "shape", "images need shape = [channels, height, width], each at least 1"
+
+
+def canonical_text(value: object) -> str:
+    """Return a cell as text: trimmed, and 3.0 written as 3, so that a category has one spelling."""
+    text = str(value).strip()
+    whole = _WHOLE_NUMBER.fullmatch(text)
+    return whole.group(1) if whole else text
+
+
+def parse_number(text: str) -> float:
+    """Return the number that a cell's text is; NaN if it is none."""
+    try:
+        # Python reads 1_000 as a number; a file that has it means something else.
+        return float(text) if "_" not in text else math.nan
+    except ValueError:
+        return math.nan

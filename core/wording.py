@@ -1,4 +1,7 @@
-"""The words for a configuration's problems: what was expected, what came, what is near."""
+"""The words for problems of configurations and data: what was expected, what came, what is near.
+
+Data are named by column, count and row number, never by a value.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _SHOWN_CHARACTERS = 60
+_SHOWN_ROWS = 10
 
 
 @functools.cache
@@ -64,3 +68,10 @@ def shown(raw: object, *, secret: bool) -> str:
         return str(raw).lower()
     text = repr(raw) if not isinstance(raw, str) else f"the text {json.dumps(raw)}"
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def rows_line(column: str, kind: str, row_numbers: Sequence[int]) -> str:
+    """Say which rows of a data set (their numbers, from 1) break a rule about a column."""
+    listed = ", ".join(str(number) for number in row_numbers[:_SHOWN_ROWS])
+    more = ", ..." if len(row_numbers) > _SHOWN_ROWS else ""
+    return f"{column}: {kind}: {len(row_numbers)} rows ({listed}{more})"

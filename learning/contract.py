@@ -12,7 +12,6 @@ Trusts: the specification. Promises:
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tacit.core.data_contract import canonical_text, parse_number
 from tacit.core.errors import DataError
 from tacit.core.specification import ColumnKind, ColumnSpec, DataKind, DataSpec
+from tacit.core.wording import rows_line
 from tacit.learning.loaders import Raw, RawImages
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 TextArray = npt.NDArray[np.object_]
 
-_SHOWN_ROWS = 10
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 _BOOLEAN_WORDS = (("0", "false"), ("1", "true"))
 
 
@@ -56,33 +55,39 @@ class Prepared:
 
 @dataclass
 class _Violations:
-    """What was found so far, by column and kind."""
+    """What was found so far, by column and kind; rows go by their numbers in the owner's file."""
 
+    row_numbers: Int64Array
     lines: list[str] = field(default_factory=list)
 
     def add(self, column: str, kind: str, rows: npt.ArrayLike) -> None:
-        """Note the rows (counted from 0) that break a rule; none is fine."""
-        numbers = np.asarray(rows, dtype=np.int64) + 1
-        if len(numbers) == 0:
-            return
-        shown = ", ".join(str(number) for number in numbers[:_SHOWN_ROWS])
-        more = ", ..." if len(numbers) > _SHOWN_ROWS else ""
-        self.lines.append(f"{column}: {kind}: {len(numbers)} rows ({shown}{more})")
+        """Note the records (positions from 0) that break a rule; none is fine."""
+        numbers = self.row_numbers[np.asarray(rows, dtype=np.int64)]
+        if len(numbers):
+            self.lines.append(rows_line(column, kind, numbers.tolist()))
 
 
-def encode(data: DataSpec, raw: Raw) -> Prepared:
+def encode(data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None) -> Prepared:
     """Turn what a loader read into features and labels.
+
+    Args:
+        data: the contract.
+        raw: the records, cleaned.
+        row_numbers: int64, ``(n,)``: each record's row in the owner's file, from 1; without it
+            they are all there, in the file's order.
 
     Raises:
         DataError: the data set is empty (``E-DATA-EMPTY``), lacks declared columns
             (``E-DATA-COLUMNS``), breaks the contract (``E-DATA-CONTRACT``), or holds records of
             one class only (``E-DATA-ONE-CLASS``).
     """
+    records = len(raw.pixels) if isinstance(raw, RawImages) else len(raw)
+    rows = np.arange(1, records + 1, dtype=np.int64) if row_numbers is None else row_numbers
     if isinstance(raw, RawImages):
-        features, labels = _encode_images(data, raw)
+        features, labels = _encode_images(data, raw, rows)
         names: tuple[str, ...] = ()
     else:
-        features, labels = _encode_table(data, raw)
+        features, labels = _encode_table(data, raw, rows)
         names = feature_names(data)
     if len(np.unique(labels)) < 2:
         raise DataError(
@@ -90,7 +95,6 @@ def encode(data: DataSpec, raw: Raw) -> Prepared:
             "expected records of at least two classes, all records have the same label",
             hint="check the label column and the declared classes",
         )
-    rows = np.arange(1, len(labels) + 1, dtype=np.int64)
     return Prepared(features=features, labels=labels, feature_names=names, row_numbers=rows)
 
 
@@ -116,11 +120,13 @@ def input_shape(data: DataSpec) -> tuple[int, ...]:
     return (len(feature_names(data)),)
 
 
-def _encode_table(data: DataSpec, frame: pd.DataFrame) -> tuple[Float32Array, Int64Array]:
+def _encode_table(
+    data: DataSpec, frame: pd.DataFrame, rows: Int64Array
+) -> tuple[Float32Array, Int64Array]:
     _check_columns(data, frame)
     if frame.empty:
         raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
-    violations = _Violations()
+    violations = _Violations(rows)
     blocks = [
         _encode_column(name, column, canonical_texts(frame[name]), violations)
         for name, column in sorted(data.columns.items())
@@ -144,13 +150,6 @@ def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
             hint="rename the columns in the file, or name them in client.toml "
             "(columns, with header = false)",
         )
-
-
-def canonical_text(value: object) -> str:
-    """Return a cell as text: trimmed, and 3.0 written as 3, so that a category has one spelling."""
-    text = str(value).strip()
-    whole = _WHOLE_NUMBER.fullmatch(text)
-    return whole.group(1) if whole else text
 
 
 def canonical_texts(series: pd.Series[Any]) -> TextArray:
@@ -178,21 +177,13 @@ def _encode_column(
     return block
 
 
-def _number(text: str) -> float:
-    try:
-        # Python reads 1_000 as a number; a file that has it means something else.
-        return float(text) if "_" not in text else float("nan")
-    except ValueError:
-        return float("nan")
-
-
 def _numbers(
     name: str, column: ColumnSpec, texts: TextArray, absent: BoolArray, violations: _Violations
 ) -> Float32Array:
     if column.range is None:
         raise ValueError(f"column {name} is a number without a range")
     codes, uniques = pd.factorize(texts)
-    values = np.array([_number(text) for text in uniques], dtype=np.float64)[codes]
+    values = np.array([parse_number(text) for text in uniques], dtype=np.float64)[codes]
     low, high = column.range
     values[absent] = low if column.missing is None else float(column.missing)
     violations.add(name, "not a number", np.flatnonzero(np.isnan(values)))
@@ -227,7 +218,7 @@ def _booleans(
     violations.add(name, "not a boolean", np.flatnonzero((values < 0) & ~absent))
     if column.missing is not None:
         stand_in = canonical_text(column.missing).lower()
-        values[absent] = words.get(stand_in, _number(stand_in))
+        values[absent] = words.get(stand_in, parse_number(stand_in))
     return np.clip(values, 0.0, 1.0).astype(np.float32)[:, None]
 
 
@@ -249,12 +240,14 @@ def _encode_labels(data: DataSpec, texts: TextArray, violations: _Violations) ->
     return labels
 
 
-def _encode_images(data: DataSpec, raw: RawImages) -> tuple[Float32Array, Int64Array]:
+def _encode_images(
+    data: DataSpec, raw: RawImages, rows: Int64Array
+) -> tuple[Float32Array, Int64Array]:
     if len(raw.pixels) == 0:
         raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
-    violations = _Violations()
-    for kind, rows in raw.broken.items():
-        violations.add("image", kind, np.array(rows) - 1)
+    violations = _Violations(rows)
+    for kind, broken in raw.broken.items():
+        violations.add("image", kind, np.array(broken) - 1)
     low, high = data.range
     flat = raw.pixels.reshape(len(raw.pixels), -1)
     finite = np.isfinite(flat).all(axis=1)

@@ -2,8 +2,8 @@
 
 Trusts: nothing about the file. Loads no pickle, runs nothing that the file says.
 Promises: cells come back as the file has them; what they mean is for the data contract to say
-(contract.py). Errors name files, columns and row numbers, never a cell. Rows count from 1, without
-the header line.
+(contract.py). A column that the owner forbids is dropped before anything else sees it. Errors name
+files, columns and row numbers, never a cell. Rows count from 1, without the header line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.specification import DataKind, DataSpec
 from tacit.learning import image_files
+from tacit.privacy.cleaning import verify_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ class Source:
         separator: of a CSV file, one character.
         header: whether a CSV file's first line names the columns.
         columns: the names of the columns, in order, where the file has none.
+        forbidden: columns that are dropped as soon as the file is read.
+        named: further columns that must be there, each with the key of client.toml that names it.
     """
 
     path: Path
@@ -48,6 +51,8 @@ class Source:
     separator: str = ","
     header: bool = True
     columns: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ def load_raw(source: Source, data: DataSpec) -> Raw:
     Raises:
         UnavailableError: the file is not there or cannot be opened (``E-DATA-MISSING``).
         DataError: it cannot be read as this format (``E-DATA-UNREADABLE``), holds nothing
-            (``E-DATA-EMPTY``), or the format does not hold this kind of data (``E-DATA-FORMAT``).
+            (``E-DATA-EMPTY``), the format does not hold this kind of data (``E-DATA-FORMAT``), or
+            a column that client.toml names is not there (``E-CLEAN-COLUMNS``, ``E-CLEAN-IMAGES``).
     """
     readers = _IMAGE_READERS if data.kind is DataKind.IMAGE else _TABLE_READERS
     reader = readers.get(source.format)
@@ -91,7 +97,7 @@ def load_raw(source: Source, data: DataSpec) -> Raw:
             hint="correct the path in client.toml; relative paths start at that file",
         )
     try:
-        return reader(source, data)
+        raw = reader(source, data)
     except OSError as error:
         raise UnavailableError(
             "E-DATA-MISSING",
@@ -101,6 +107,23 @@ def load_raw(source: Source, data: DataSpec) -> Raw:
     except (ValueError, csv.Error, EOFError, zipfile.BadZipFile, zlib.error) as error:
         # The reader's own words may quote the file, so they are dropped.
         raise unreadable(source.path, source.format) from error
+    return _without_forbidden(raw, source)
+
+
+def _without_forbidden(raw: Raw, source: Source) -> Raw:
+    """Drop forbidden columns; a name that fits none is refused, since it may be misspelt."""
+    named = {**source.named, **dict.fromkeys(source.forbidden, "forbidden")}
+    if not isinstance(raw, RawImages):
+        verify_columns(named, [str(name) for name in raw.columns])
+        return raw.drop(columns=list(source.forbidden))
+    if named:
+        keys = ", ".join(sorted(set(named.values())))
+        raise DataError(
+            "E-CLEAN-IMAGES",
+            f"expected a table for {keys}, got images",
+            hint="remove these keys of the data set from client.toml",
+        )
+    return raw
 
 
 def unreadable(path: Path, form: str, detail: str = "") -> DataError:

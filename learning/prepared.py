@@ -12,12 +12,14 @@ from tacit.core.artifacts import load_arrays, load_metadata, save_arrays
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tacit.learning.contract import Float32Array, Int64Array, Prepared
     from tacit.learning.splits import Split
 
 _ARRAYS = ("train_features", "train_labels", "validation_features", "validation_labels")
+_SUBJECTS = ("train_subjects", "validation_subjects")
 _METADATA = "tacit"
 
 
@@ -28,10 +30,13 @@ class Examples:
     Attributes:
         features: float32, records first.
         labels: int64, ``(n,)``.
+        subjects: int64, ``(n,)``: whose record each one is, numbered from 0 in order of first
+            appearance on this side; None where the run's unit is the record.
     """
 
     features: Float32Array
     labels: Int64Array
+    subjects: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,12 +58,23 @@ class PreparedSets:
     feature_names: tuple[str, ...] = ()
 
 
-def divide(prepared: Prepared, split: Split, *, records: int) -> PreparedSets:
+def divide(
+    prepared: Prepared, split: Split, *, records: int, subjects: Sequence[str] | None = None
+) -> PreparedSets:
     """Put each record on its side.
+
+    Args:
+        prepared: the encoded records.
+        split: their sides.
+        records: the public bound that client.toml declares.
+        subjects: one name per record, where the run's unit is the subject; the names stay here.
 
     Raises:
         DataError: there are more records than were declared (``E-DATA-MORE-THAN-DECLARED``).
+        ValueError: the split does not follow the subjects.
     """
+    if subjects is not None and not split.by_subject:
+        raise ValueError("expected a split by subject: another one may cut a subject in two")
     if len(prepared.labels) > records:
         raise DataError(
             "E-DATA-MORE-THAN-DECLARED",
@@ -66,12 +82,22 @@ def divide(prepared: Prepared, split: Split, *, records: int) -> PreparedSets:
             hint="raise `records` of the data set: it bounds delta and scales every step",
         )
     train, validation = (
-        Examples(features=prepared.features[side], labels=prepared.labels[side])
+        Examples(
+            features=prepared.features[side],
+            labels=prepared.labels[side],
+            subjects=None if subjects is None else _numbered([subjects[row] for row in side]),
+        )
         for side in (split.train, split.validation)
     )
     return PreparedSets(
         train=train, validation=validation, records=records, feature_names=prepared.feature_names
     )
+
+
+def _numbered(names: Sequence[str]) -> Int64Array:
+    """Number names from 0, in order of first appearance."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def save_prepared(path: Path, sets: PreparedSets) -> None:
@@ -83,9 +109,11 @@ def save_prepared(path: Path, sets: PreparedSets) -> None:
         sets.validation.labels,
     )
     metadata = {"records": sets.records, "feature_names": list(sets.feature_names)}
-    save_arrays(
-        path, dict(zip(_ARRAYS, sides, strict=True)), metadata={_METADATA: json.dumps(metadata)}
-    )
+    arrays: dict[str, np.ndarray] = dict(zip(_ARRAYS, sides, strict=True))
+    for name, side in zip(_SUBJECTS, (sets.train, sets.validation), strict=True):
+        if side.subjects is not None:
+            arrays[name] = side.subjects
+    save_arrays(path, arrays, metadata={_METADATA: json.dumps(metadata)})
 
 
 def load_prepared(path: Path) -> PreparedSets:
@@ -103,19 +131,28 @@ def load_prepared(path: Path) -> PreparedSets:
         metadata = json.loads(load_metadata(path)[_METADATA])
         records = int(metadata["records"])
         names = tuple(str(name) for name in metadata["feature_names"])
+        train = _examples(train_features, train_labels, arrays.get(_SUBJECTS[0]))
+        validation = _examples(validation_features, validation_labels, arrays.get(_SUBJECTS[1]))
+        if (train.subjects is None) != (validation.subjects is None):
+            raise ValueError("subjects on one side only")  # noqa: TRY301 - one way out
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             "E-PREPARED-MALFORMED", f"expected a prepared data set at {path}, got something else"
         ) from error
     return PreparedSets(
-        train=_examples(train_features, train_labels),
-        validation=_examples(validation_features, validation_labels),
+        train=train,
+        validation=validation,
         records=records,
         feature_names=names,
     )
 
 
-def _examples(features: np.ndarray, labels: np.ndarray) -> Examples:
+def _examples(features: np.ndarray, labels: np.ndarray, subjects: np.ndarray | None) -> Examples:
+    lengths = {len(array) for array in (features, labels, subjects) if array is not None}
+    if len(lengths) != 1:
+        raise ValueError("expected arrays of one length")
     return Examples(
-        features=features.astype(np.float32, copy=False), labels=labels.astype(np.int64, copy=False)
+        features=features.astype(np.float32, copy=False),
+        labels=labels.astype(np.int64, copy=False),
+        subjects=None if subjects is None else subjects.astype(np.int64, copy=False),
     )

@@ -100,14 +100,24 @@ def record_hashes(prepared: Prepared, *, key: bytes) -> list[str]:
     ]
 
 
-def split_document(split: Split, prepared: Prepared, *, key: bytes) -> dict[str, Any]:
-    """Return what ``split.json`` holds; it never leaves the owner."""
+def split_document(
+    split: Split, prepared: Prepared, *, key: bytes, cleaning_sha256: str = ""
+) -> dict[str, Any]:
+    """Return what ``split.json`` holds; it never leaves the owner.
+
+    Args:
+        split: the sides.
+        prepared: the encoded records.
+        key: the owner's, for the row hashes.
+        cleaning_sha256: names the owner's cleaning rules by which these records took part.
+    """
     hashes = record_hashes(prepared, key=key)
     return {
         "format": 1,
         "rule": "SHA-256 of seed and subject" if split.by_subject else "SHA-256 of seed and record",
         "seed": split.seed,
         "fraction": split.fraction,
+        "cleaning_sha256": cleaning_sha256,
         "train": [hashes[index] for index in split.train],
         "validation": [hashes[index] for index in split.validation],
         "train_rows": [int(row) for row in prepared.row_numbers[split.train]],
@@ -115,7 +125,9 @@ def split_document(split: Split, prepared: Prepared, *, key: bytes) -> dict[str,
     }
 
 
-def save_split(path: Path, split: Split, prepared: Prepared, *, key: bytes) -> None:
-    """Write ``split.json``, whole or not at all."""
-    document = split_document(split, prepared, key=key)
+def save_split(
+    path: Path, split: Split, prepared: Prepared, *, key: bytes, cleaning_sha256: str = ""
+) -> None:
+    """Write ``split.json``, whole or not at all; see :func:`split_document`."""
+    document = split_document(split, prepared, key=key, cleaning_sha256=cleaning_sha256)
     write_atomic(path, json.dumps(document, indent=1).encode())

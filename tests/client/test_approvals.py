@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tacit.client.approvals import Offer, Verdict, fingerprint_apps, judge
+from tacit.client.approvals import (
+    Offer,
+    Verdict,
+    fingerprint_apps,
+    judge,
+    subject_is_declared,
+)
 from tacit.client.backoff import delays
 from tacit.client.configuration import (
     CONFIG_NAME,
@@ -20,7 +27,7 @@ from tacit.client.configuration import (
     ClientConfig,
     load_client_config,
 )
-from tacit.core.errors import ConfigError, UnavailableError
+from tacit.core.errors import ConfigError, RefusedError, UnavailableError
 from tacit.core.specification import (
     AppSpec,
     EvaluationSpec,
@@ -210,3 +217,63 @@ def test_back_off_is_quick_at_first_and_at_most_a_minute() -> None:
     assert all(0.5 <= wait <= 60.0 for wait in first)
     assert all(wait >= 30.0 for wait in first[6:])
     assert first != other
+
+
+def judged_with(data_set: dict[str, Any], **spec: Any) -> str:
+    config = make_config(HERE)
+    declared = replace(config.data_sets["default"], **data_set)
+    offer = Offer(specification=make_spec(**spec), epsilon=1.0, isolated=True)
+    judgement = judge(offer, replace(config, data_sets={"default": declared}))
+    return judgement.code or judgement.verdict.value
+
+
+@pytest.mark.parametrize(
+    ("data_set", "outcome"),
+    [
+        ({"forbidden": ("weight",)}, "approved"),
+        ({"forbidden": ("weight", "age")}, "E-POLICY-COLUMN"),
+        ({"forbidden": ("label",)}, "E-POLICY-COLUMN"),
+        ({"subject": "age"}, "E-POLICY-COLUMN"),
+        ({"subject": "patient"}, "approved"),
+    ],
+)
+def test_forbidden_and_subject_columns_are_denied_at_judgement(
+    data_set: dict[str, Any], outcome: str
+) -> None:
+    """A contract that names one, as a feature or as the label, never gets as far as the data."""
+    assert judged_with(data_set) == outcome
+
+
+def test_the_unit_subject_needs_a_declared_column() -> None:
+    """A run per subject on a data set that names none is refused by rule."""
+    offer = Offer(
+        specification=make_spec(privacy=private(unit=PrivacyUnit.SUBJECT)),
+        epsilon=1.0,
+        isolated=True,
+    )
+    config = make_config(HERE)
+    with pytest.raises(RefusedError, match="E-POLICY-SUBJECT"):
+        subject_is_declared(offer, config)
+    declared = replace(config.data_sets["default"], subject="patient")
+    subject_is_declared(offer, replace(config, data_sets={"default": declared}))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('subject = "name"\nforbidden = ["name"]', "data_sets.a.forbidden"),
+        ('forbidden = ["name"]\nclean.hash = ["name"]', "data_sets.a.clean.hash"),
+        ('format = "images"\nclean.hash = ["name"]', "data_sets.a.format"),
+        ("clean.clip.age = [9, 1]", "data_sets.a.clean.clip.age"),
+        ('clean.forbiddn = ["name"]', "data_sets.a.clean.forbiddn"),
+    ],
+)
+def test_cleaning_that_contradicts_itself_is_a_configuration_error(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    """client.toml's new keys are read by the one reader, with place and reason."""
+    path = tmp_path / CONFIG_NAME
+    path.write_text(f'[data_sets.a]\npath = "x"\nrecords = 9\n{text}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_client_config(path)
+    assert any(said in problem for problem in caught.value.problems)

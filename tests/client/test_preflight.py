@@ -9,22 +9,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tacit.cli.main import run
-from tacit.client.configuration import CHANGED, SAMPLE, DataSet
+from tacit.client.configuration import (
+    CHANGED,
+    SAMPLE,
+    Approval,
+    DataSet,
+    Policy,
+    load_client_config,
+)
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
-from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob
+from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob, Report
 from tacit.client.renewal import is_due
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
 from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain, FakeFleet, eventually
-from tests.client.fakes import RUN, make_spec
+from tests.client.fakes import RUN, make_node, make_spec, offer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +116,8 @@ def test_subject_column_must_exist(home: Path) -> None:
     """A subject column that the file lacks is said, not ignored."""
     with pytest.raises(DataError) as caught:
         Preparation().prepare(job_of(home, subject="patient"))
-    assert caught.value.code == "E-DATA-SUBJECT"
+    assert caught.value.code == "E-CLEAN-COLUMNS"
+    assert any("subject" in problem and "patient" in problem for problem in caught.value.problems)
 
 
 def test_closed_preparation_starts_nothing(home: Path) -> None:
@@ -336,3 +345,43 @@ def test_check_reads_the_data_sets(
     assert found.grade is grade
     assert said in found.text
     assert found.hint or grade is Grade.OK
+
+
+def test_check_shows_what_cleaning_does_and_warns_of_identifiers(home: Path) -> None:
+    """Counts and column names for the owner, with a run's contract and without; no value."""
+    (home / "data.csv").write_text(
+        "patient,age,label\n" + "".join(f"{71234 + n // 2},{n - 5},{n % 2}\n" for n in range(40))
+    )
+    (home / "client.toml").write_text(CONFIG + "clean.clip.age = [0, 100]\n")
+    (home / "run.toml").write_text(RUN_TOML)
+    found = check(home, run=home / "run.toml")
+    assert found["contract of run.toml"].grade is Grade.OK
+    for subject in ("data set default", "contract of run.toml"):
+        assert found[f"cleaning of {subject}"].text == "age: clipped: 5 cells"
+        warning = found[f"columns of {subject}"]
+        assert warning.grade is Grade.WARNING
+        assert 'subject = "patient"' in warning.text
+        assert "7123" not in warning.text
+    config = CONFIG + 'subject = "patient"\nclean.clip.aeg = [0, 100]\n'
+    (home / "client.toml").write_text(config)
+    wrong = check(home)["data set default"]
+    assert wrong.grade is Grade.WRONG
+    assert "clean.clip: unknown column aeg (did you mean age?)" in wrong.text
+    (home / "client.toml").write_text(config.replace("aeg", "age"))
+    found = check(home)
+    assert "columns of data set default" not in found
+    assert "40 records, 2 columns (age, label)" in found["data set default"].text
+
+
+def test_status_of_a_run_shows_the_report(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cleaning did to a run's records, and the warnings, stand in `client status RUN`."""
+    config = load_client_config(home / "client.toml").value
+    node, _ = make_node(home, replace(config, policy=Policy(approve=Approval.RULE)))
+    offer(node, make_spec())
+    Report(cleaning=("3 of 9 records take no part",), warnings=("a column",)).save(
+        home / "runs" / RUN
+    )
+    assert run(["client", "status", RUN, "--home", str(home), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["cleaning"] == ["3 of 9 records take no part"]
+    assert value["warnings"] == ["a column"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tacit.client.configuration import Approval, ClientConfig
+from tacit.client.preparation import PREPARED_NAME, PrepareJob
+from tacit.client.prepare import prepare_data
 from tacit.core.configuration import load_config
-from tacit.core.specification import PrivacyMode, RunSpec
+from tacit.core.specification import PrivacyMode, RunSpec, canonical_json
+from tacit.learning.prepared import load_prepared
 from tacit.server.configuration import ServerConfig
 
-SAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "samples"
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "deploy" / "samples"
+HEART = ROOT / "simulation" / "data" / "heart"
 
 
 @pytest.mark.parametrize(
@@ -57,3 +63,19 @@ def test_client_sample_declares_every_column_of_the_run() -> None:
     assert run.data is not None
     columns = client.data_sets[run.data_set].columns
     assert {*run.data.columns, run.data.label} <= set(columns)
+
+
+def test_client_sample_cleans_the_hospitals_for_the_run(tmp_path: Path) -> None:
+    """The sample's rules fit the heart data, and what is left keeps the run sample's contract."""
+    client = load_config(SAMPLES / "client.toml", ClientConfig).value
+    lines = (HEART / "va.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "heart.csv").write_text("".join(lines[1:]))
+    job = PrepareJob(
+        specification=canonical_json(load_config(SAMPLES / "run.toml", RunSpec).value),
+        data_set=replace(client.data_sets["heart"], path=tmp_path / "heart.csv"),
+        folder=tmp_path,
+        split_key=bytes(32),
+    )
+    prepare_data(job)
+    sets = load_prepared(tmp_path / PREPARED_NAME)
+    assert len(sets.train) + len(sets.validation) == len(lines) - 1

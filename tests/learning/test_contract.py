@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.core.configuration import from_plain
+from tacit.core.data_contract import canonical_text
 from tacit.core.errors import DataError
 from tacit.core.specification import DataSpec
-from tacit.learning.contract import canonical_text, encode, feature_names, input_shape
+from tacit.learning.contract import encode, feature_names, input_shape
 from tacit.learning.loaders import RawImages
 
 

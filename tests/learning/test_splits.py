@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tacit.core.errors import DataError
 from tacit.learning.contract import Prepared
@@ -130,5 +133,51 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, prepared: Prepared)
     save_prepared(path, sets)
     content = path.read_bytes().replace(b"train_labels", b"other_labels")
     path.write_bytes(content)
+    with pytest.raises(DataError, match="E-PREPARED-MALFORMED"):
+        load_prepared(path)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.sampled_from("abcdefgh"), min_size=200, max_size=200), seed=st.integers())
+def test_no_subject_is_cut_and_numbers_group_as_names(
+    prepared: Prepared, tmp_path_factory: pytest.TempPathFactory, names: list[str], seed: int
+) -> None:
+    """From the prepared file: numbers are dense on each side, and group records as names do."""
+    try:
+        split = split_records(prepared, fraction=0.3, seed=seed, subjects=names)
+    except DataError:
+        return  # all eight fell to validation
+    path = tmp_path_factory.mktemp("sets") / "prepared.safetensors"
+    save_prepared(path, divide(prepared, split, records=300, subjects=names))
+    loaded = load_prepared(path)
+    sides = [[names[row] for row in side] for side in (split.train, split.validation)]
+    assert not set(sides[0]) & set(sides[1])
+    for side, examples in zip(sides, (loaded.train, loaded.validation), strict=True):
+        assert examples.subjects is not None
+        assert examples.subjects.dtype == np.int64
+        order = list(dict.fromkeys(side))
+        assert examples.subjects.tolist() == [order.index(name) for name in side]
+
+
+def test_subjects_need_a_split_that_follows_them(prepared: Prepared) -> None:
+    """A split by record may cut a subject in two, so it carries no subjects."""
+    split = split_records(prepared, fraction=0.3, seed=1)
+    with pytest.raises(ValueError, match="split by subject"):
+        divide(prepared, split, records=300, subjects=["a"] * 200)
+    plain = divide(prepared, split, records=300)
+    assert (plain.train.subjects, plain.validation.subjects) == (None, None)
+
+
+def test_subjects_of_another_length_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    """A damaged file does not reach the engine with somebody else's numbers."""
+    names = [f"patient {row % 40}" for row in range(200)]
+    split = split_records(prepared, fraction=0.3, seed=1, subjects=names)
+    sets = divide(prepared, split, records=300, subjects=names)
+    short = replace(sets.train, subjects=np.zeros(3, dtype=np.int64))
+    path = tmp_path / "prepared.safetensors"
+    save_prepared(path, replace(sets, train=short))
+    with pytest.raises(DataError, match="E-PREPARED-MALFORMED"):
+        load_prepared(path)
+    save_prepared(path, replace(sets, train=replace(sets.train, subjects=None)))
     with pytest.raises(DataError, match="E-PREPARED-MALFORMED"):
         load_prepared(path)
