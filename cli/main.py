@@ -46,6 +46,7 @@ NOUNS = (
     Noun("server", "verbs", "Start the daemon that federations meet at, and invite members."),
     Noun("run", "verbs", "Submit a training run, watch it, and pull the model."),
     Noun("client", "verbs", "Join as a data owner, and decide what your data may be used for."),
+    Noun("ledger", "verbs", "See what your data was used for, and what that cost each record."),
     Noun("simulate", "command", "Try a run.toml in one process, before anybody else is asked."),
     Noun("config", "verbs", "Check a TOML file, and show where each value comes from."),
 )
