@@ -81,6 +81,8 @@ print(sorted(names & set(sys.argv[2].split(","))))
         ("tacit.cli.main", "torch,opacus,flwr,grpc,numpy,sqlalchemy,rich"),
         ("tacit.cli.server", "torch,opacus,flwr"),
         ("tacit.cli.client", "torch,opacus,flwr"),
+        ("tacit.cli.ledger", "torch,opacus,flwr,dp_accounting,matplotlib"),
+        ("tacit.privacy.ledger", "torch,opacus,flwr,grpc,dp_accounting,scipy"),
         ("tacit.cli.login", "torch,opacus,flwr"),
         ("tacit.cli.config", "torch,opacus,flwr,grpc"),
         ("tacit.cli.privacy", "torch,opacus,flwr,grpc,numpy"),
