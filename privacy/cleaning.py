@@ -152,8 +152,7 @@ class _Steps:
     other: str | None
     bounds: tuple[float, float] | None
     edges: tuple[float, ...] | None
-    hash_as: str | None
-    key: bytes = field(repr=False)
+    hash_key: bytes | None = field(repr=False)
 
     def clean(self, text: str) -> _Cell:
         """Take one cell through the steps; one without a value stays as it is."""
@@ -172,8 +171,8 @@ class _Steps:
                 return _Cell(text=text, wrong="not a number")
             text, clipped = self._clip_and_bin(text, number)
             changed = "clipped" if clipped else changed
-        if self.hash_as is not None:
-            text = keyed_hash(text, column=self.hash_as, key=self.key)
+        if self.hash_key is not None:
+            text = keyed_hash(text, column_key=self.hash_key)
         return _Cell(text=text, changed=changed)
 
     def _clip_and_bin(self, text: str, number: float) -> tuple[str, bool]:
@@ -282,18 +281,21 @@ def _steps_of(name: str, rules: Cleaning, key: bytes) -> _Steps:
         other=None if known is None or known.other is None else canonical_text(known.other),
         bounds=rules.clip.get(name),
         edges=rules.bin.get(name),
-        hash_as=name if name in rules.hash else None,
-        key=key,
+        hash_key=derive_column_key(name, key=key) if name in rules.hash else None,
     )
 
 
-def keyed_hash(text: str, *, column: str, key: bytes) -> str:
-    """Return HMAC-SHA-256 of a cell under the column's key, 16 bytes in hex.
+def derive_column_key(column: str, *, key: bytes) -> bytes:
+    """Return the key of one hashed column: HMAC-SHA-256 of its name under the owner's key.
 
     Raises:
-        ValueError: the key is shorter than 32 bytes.
+        ValueError: the owner's key is shorter than 32 bytes.
     """
     if len(key) < 32:
         raise ValueError(f"expected a key of at least 32 bytes, got {len(key)}")
-    column_key = hmac.digest(key, b"tacit cleaning 1\0" + column.encode(), "sha256")
+    return hmac.digest(key, b"tacit cleaning 1\0" + column.encode(), "sha256")
+
+
+def keyed_hash(text: str, *, column_key: bytes) -> str:
+    """Return HMAC-SHA-256 of a cell under its column's key, 16 bytes in hex."""
     return hmac.digest(column_key, text.encode(), "sha256")[:_HASH_BYTES].hex()

@@ -26,7 +26,7 @@ from tacit.core.specification import (
     canonical_json,
 )
 from tacit.learning.prepared import load_prepared
-from tacit.privacy.cleaning import Cleaning, keyed_hash
+from tacit.privacy.cleaning import Cleaning, derive_column_key, keyed_hash
 from tests.client.fakes import RUN, make_config, make_node, make_spec, offer
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def test_a_column_that_is_gone_cannot_become_a_tensor(tmp_path: Path, column: st
 def test_no_file_of_a_run_holds_a_forbidden_value_or_a_name(tmp_path: Path) -> None:
     """The prepared set is the age alone; no file holds a name, or a hash of one."""
     prepare_data(job_of(tmp_path, unit=PrivacyUnit.SUBJECT))
-    hashes = [keyed_hash(f"Name{n}", column="patient", key=KEY).encode() for n in range(40)]
+    column_key = derive_column_key("patient", key=KEY)
+    hashes = [keyed_hash(f"Name{n}", column_key=column_key).encode() for n in range(40)]
     for name in (PREPARED_NAME, SPLIT_NAME, REPORT_NAME):
         content = (tmp_path / name).read_bytes()
         assert b"ssn" not in content

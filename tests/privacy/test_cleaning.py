@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tacit.core.configuration import from_plain, parse_toml
 from tacit.core.data_contract import canonical_text
 from tacit.core.errors import ConfigError, DataError
-from tacit.privacy.cleaning import Cleaned, Cleaning, clean_table, keyed_hash
+from tacit.privacy.cleaning import Cleaned, Cleaning, clean_table, derive_column_key, keyed_hash
 
 KEY = bytes(range(32))
 RULES = """
@@ -134,11 +134,12 @@ def test_a_hash_is_hmac_under_the_columns_own_key() -> None:
     """HMAC-SHA-256 of the cell, keyed by HMAC-SHA-256 of the column: 16 bytes in hex."""
     column_key = hmac.new(KEY, b"tacit cleaning 1\0patient", hashlib.sha256).digest()
     expected = hmac.new(column_key, b"p1", hashlib.sha256).hexdigest()[:32]
-    assert cleaned_cells()["patient"] == expected == keyed_hash("p1", column="patient", key=KEY)
-    assert keyed_hash("p1", column="other", key=KEY) != expected
-    assert keyed_hash("p1", column="patient", key=bytes(32)) != expected
+    assert cleaned_cells()["patient"] == expected == keyed_hash("p1", column_key=column_key)
+    assert derive_column_key("patient", key=KEY) == column_key
+    assert derive_column_key("other", key=KEY) != column_key
+    assert derive_column_key("patient", key=bytes(32)) != column_key
     with pytest.raises(ValueError, match="32 bytes"):
-        keyed_hash("p1", column="patient", key=b"short")
+        derive_column_key("patient", key=b"short")
 
 
 def test_who_takes_no_part_is_counted_by_the_first_rule() -> None:
