@@ -12,7 +12,7 @@ Patterns, by rule:
   decorated with ``@app.train()`` or ``@app.evaluate()``) or in a loop over rounds.
 - batch-norm: a BatchNorm layer, in a file without ``ModuleValidator.fix``.
 - normaliser: ``len(...)`` in ``expected_batch_size``, ``sample_rate`` or a divisor of a gradient.
-- weights: ``len(...)`` as ``num-examples``, or as the second of what ``fit`` or ``evaluate`` returns.
+- weights: ``len(...)`` as ``num-examples``, or second in what ``fit`` or ``evaluate`` returns.
 - metrics: a loss or score by name in what a round's function returns, or in a ``MetricRecord``.
 - noise-seed: a seed for the generator of torch, which Opacus draws noise from unless
   ``secure_mode=True``; a seed for numpy's, in a file that draws normal numbers from it.
