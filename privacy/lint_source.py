@@ -8,11 +8,11 @@ Patterns, by rule:
 
 - sampling: ``poisson_sampling=False``.
 - engine-per-round: an engine or accountant is made inside a function that is called every round
-  (a name with ``round`` in it; beside Flower also ``fit``, ``train`` and what is decorated with
-  ``@app.train()``) or in a loop over rounds.
+  (a name with ``round`` in it; beside Flower also ``fit``, ``train``, ``evaluate`` and what is
+  decorated with ``@app.train()`` or ``@app.evaluate()``) or in a loop over rounds.
 - batch-norm: a BatchNorm layer, in a file without ``ModuleValidator.fix``.
 - normaliser: ``len(...)`` in ``expected_batch_size``, ``sample_rate`` or a divisor of a gradient.
-- weights: ``len(...)`` as ``num-examples``, or as the second of what ``fit`` returns.
+- weights: ``len(...)`` as ``num-examples``, or second in what ``fit`` or ``evaluate`` returns.
 - metrics: a loss or score by name in what a round's function returns, or in a ``MetricRecord``.
 - noise-seed: a seed for the generator of torch, which Opacus draws noise from unless
   ``secure_mode=True``; a seed for numpy's, in a file that draws normal numbers from it.
@@ -195,7 +195,7 @@ class _Reader:
         if node not in self._in_round or node.value is None:
             return
         parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-        if len(parts) == 3 and _has_length(parts[1]):  # Flower's NumPyClient.fit
+        if len(parts) == 3 and _has_length(parts[1]):  # Flower's NumPyClient
             yield self._finding(parts[1], "weights", _BY_COUNT)
         for part in parts:
             if isinstance(part, ast.Dict):
@@ -216,14 +216,16 @@ class _Reader:
 def _nodes_of_rounds(tree: ast.Module) -> Iterator[ast.AST]:
     """Yield every node inside a function, or a loop, that runs once a round."""
     is_flower = any(name.startswith("flwr") for name in _imported(tree))
-    named = re.compile(r"fit|train|.*round.*" if is_flower else r".*round.*")
+    named = re.compile(r"fit|train|evaluate|.*round.*" if is_flower else r".*round.*")
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             decorators = [
                 _name(each.func if isinstance(each, ast.Call) else each)
                 for each in node.decorator_list
             ]
-            if named.fullmatch(node.name) or any(name.endswith(".train") for name in decorators):
+            if named.fullmatch(node.name) or any(
+                name.endswith((".train", ".evaluate")) for name in decorators
+            ):
                 yield from ast.walk(node)
         elif isinstance(node, ast.For) and _mentions_round(node):
             yield from (inner for part in node.body for inner in ast.walk(part))

@@ -116,7 +116,10 @@ def keeps_schema(run: RunSpec, kind: str, content: flower.RecordDict) -> bool:
     return set(metrics) == set(schema) and inside
 
 
-@pytest.mark.parametrize("privacy", [{"mode": "none"}, DP], ids=["open", "private"])
+WHOLE = {"mode": "client-local", "clip": 1.0, "epsilon": 1.0, "delta": 1e-3}
+
+
+@pytest.mark.parametrize("privacy", [{"mode": "none"}, DP, WHOLE], ids=["open", "private", "whole"])
 def test_a_trained_reply_keeps_the_schema(
     privacy: dict[str, Any],
     make_run: Callable[..., RunSpec],
@@ -141,6 +144,16 @@ def test_in_the_open_the_weight_is_the_number_of_records(
     metrics = call(make_run(data=DATA)).metric_records["metrics"]
     assert metrics["num-examples"] == len(sets.train)
     assert metrics["loss"] == pytest.approx(math.log(2))
+
+
+def test_for_the_node_to_noise_it_trains_as_in_the_open(
+    make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict]
+) -> None:
+    """client-local: the weights are those of plain training; no count and no loss is beside."""
+    whole = call(make_run(data=DATA, privacy=WHOLE), key=KEY)
+    plain = call(make_run(data=DATA))
+    assert all(np.array_equal(weights(whole)[name], w) for name, w in weights(plain).items())
+    assert dict(whole.metric_records["metrics"]) == {"num-examples": 1}
 
 
 @pytest.mark.parametrize("privacy", [{"mode": "none"}, DP], ids=["open", "private"])

@@ -67,6 +67,7 @@ def test_a_clean_file_has_no_finding() -> None:
         ("engine-per-round", "def fit(self):\n    PrivacyEngine(secure_mode=True)"),
         ("weights", "def fit(self):\n    return weights, len(self.loader.dataset), {}"),
         ("metrics", 'def fit(self):\n    return weights, 1, {"accuracy": score}'),
+        ("metrics", 'def evaluate(self):\n    return 0.5, 1, {"accuracy": score}'),
         ("metrics", '@app.train()\ndef learn(m, c):\n    return {"loss": loss}'),
     ],
 )

@@ -231,9 +231,17 @@ def test_more_steps_than_the_plan_are_refused() -> None:
 
 
 def test_a_plan_without_noise_is_refused() -> None:
-    """Mode none cannot pass through the private engine."""
-    plan = dataclasses.replace(QUIET, mode=PrivacyMode.NONE)
-    with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
+    """Neither mode none nor a noise that only the node adds passes through the private engine."""
+    for mode in (PrivacyMode.NONE, PrivacyMode.CLIENT_LOCAL):
+        plan = dataclasses.replace(QUIET, mode=mode)
+        with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
+            engine(small_model(), plan)
+
+
+def test_subjects_are_refused() -> None:
+    """One record's clip bounds no subject with several records."""
+    plan = dataclasses.replace(QUIET, unit=PrivacyUnit.SUBJECT, most_records=3)
+    with pytest.raises(RefusedError, match="E-UNIT-NOT-BUILT"):
         engine(small_model(), plan)
 
 
