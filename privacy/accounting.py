@@ -205,15 +205,14 @@ def selection_epsilon(
         RefusedError: no finite epsilon holds at this delta (``E-EPSILON-UNBOUNDED``).
         ValueError: a parameter lies outside its domain.
     """
-    import dp_accounting  # noqa: PLC0415 - see the module's docstring
-    from dp_accounting import rdp  # noqa: PLC0415
+    from dp_accounting import dp_event, rdp  # noqa: PLC0415 - see the module's docstring
 
     _checked_delta(delta)
     if not (mean_trials > 1 and shape > -1):
         raise ValueError(f"expected mean > 1 and shape > -1, got {mean_trials} and {shape}")
-    composed = dp_accounting.ComposedDpEvent([_event(event) for event in trial])
+    composed = dp_event.ComposedDpEvent([_event(event) for event in trial])
     accountant = rdp.RdpAccountant()
-    accountant.compose(dp_accounting.RepeatAndSelectDpEvent(composed, mean_trials, shape))
+    accountant.compose(dp_event.RepeatAndSelectDpEvent(composed, mean_trials, shape))
     return _finite(float(accountant.get_epsilon(delta)), delta)
 
 
@@ -232,8 +231,8 @@ def _event(event: Mechanism) -> dp_accounting.DpEvent:
 def _grouped(events: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """Return equal mechanisms once, with their steps added up, in a fixed order."""
     counts: Counter[Mechanism] = Counter()
-    for event in events:
-        counts[replace(event, steps=1)] += event.steps
+    for event, times in Counter(events).items():  # thousands of charges, few kinds
+        counts[replace(event, steps=1)] += event.steps * times
     groups = [replace(event, steps=steps) for event, steps in counts.items() if steps]
     return tuple(sorted(groups, key=repr))
 
@@ -260,6 +259,8 @@ def _mu_of(groups: Iterable[Mechanism]) -> float:
 def _epsilon_of_groups(groups: tuple[Mechanism, ...], delta: float) -> float:
     if not groups:
         return 0.0
+    if _mu_of(groups) > _MAX_MU:
+        return math.inf
     if all(_takes_every_record(event) for event in groups):
         return gaussian_epsilon(_mu_of(groups), delta)
     renyi = _renyi_epsilon(groups, delta)
@@ -270,13 +271,12 @@ def _epsilon_of_groups(groups: tuple[Mechanism, ...], delta: float) -> float:
     if not discrete:
         bound = _loss_epsilon(others, delta)
         return bound if math.isfinite(bound) else renyi  # delta below the cut-off tails
-    if not others:
-        return renyi
     parts = (
         _epsilon_of_groups(others, share * delta) + _renyi_epsilon(discrete, (1.0 - share) * delta)
         for share in _DELTA_SHARES
+        if others
     )
-    return min(renyi, *parts)
+    return min((renyi, *parts))
 
 
 def _loss_epsilon(groups: tuple[SampledGaussian, ...], delta: float) -> float:
@@ -323,8 +323,12 @@ def _renyi_curve(event: Mechanism) -> np.ndarray:
     from dp_accounting import rdp  # noqa: PLC0415 - see the module's docstring
 
     accountant = rdp.RdpAccountant()
-    accountant.compose(_event(event))
     curve: np.ndarray = accountant.rdp
+    if isinstance(event, SampledGaussian) and event.noise_multiplier * _MAX_MU < 1.0:
+        curve += math.inf  # their formulas overflow there
+    else:
+        accountant.compose(_event(event))
+        curve = accountant.rdp
     curve.setflags(write=False)  # shared by all callers
     return curve
 

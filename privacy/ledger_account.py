@@ -65,7 +65,7 @@ from tacit.privacy.ledger_entries import (
 from tacit.privacy.ledger_head import ledger_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _ROUNDING = 1e-9  # a budget that a plan was calibrated to may be met up to this share
 
@@ -260,13 +260,12 @@ class Book:
         terms = self.terms(data_set)
         pages = self._pages[data_set]
         charges = tuple(pages.charges.values())
-        sides = _sides(charges, terms)
-        by_side = {name: _epsilon(group, terms) for name, group in sides.items()}
+        found = {name: _epsilons(group, terms) for name, group in _sides(charges, terms).items()}
         return Account(
             terms=terms,
-            epsilon_by_side=by_side,
-            epsilon=max(by_side.values()),
-            held=max(_held_epsilon(group, terms) for group in sides.values()),
+            epsilon_by_side={name: epsilon for name, (epsilon, _) in found.items()},
+            epsilon=max(epsilon for epsilon, _ in found.values()),
+            held=max(held for _, held in found.values()),
             exposed=self.exposed(data_set),
             charges=charges,
         )
@@ -302,12 +301,12 @@ class Book:
         known = others.get(charge.key)
         entry = known.entry if known else _NOT_YET
         charges = others | {charge.key: Held(entry=entry, charge=charge, mechanism=mechanism)}
-        sides = _sides(charges.values(), terms)
+        found = [_epsilons(group, terms) for group in _sides(charges.values(), terms).values()]
         alone = mechanism_for(charge, mechanism, unit=terms.unit)
         return Cost(
             alone=epsilon_of_events((alone,), terms.delta),
-            total=max(_epsilon(group, terms) for group in sides.values()),
-            held=max(_held_epsilon(group, terms) for group in sides.values()),
+            total=max(epsilon for epsilon, _ in found),
+            held=max(held for _, held in found),
             accountant=accountant_name(),
             error=PLD_ERROR,
         )
@@ -420,16 +419,10 @@ def _sides(charges: Iterable[Held], terms: Terms) -> dict[str, list[Held]]:
     }
 
 
-def _mechanisms(group: Iterable[Held], terms: Terms) -> list[Mechanism]:
-    return [mechanism_for(held.charge, held.mechanism, unit=terms.unit) for held in group]
-
-
-def _epsilon(group: Iterable[Held], terms: Terms) -> float:
-    return epsilon_of_events(_mechanisms(group, terms), terms.delta)
-
-
-def _held_epsilon(group: list[Held], terms: Terms) -> float:
-    events = _mechanisms(group, terms)
+def _epsilons(group: Sequence[Held], terms: Terms) -> tuple[float, float]:
+    """Return epsilon of a group, and what of it is held against the budget (rule 5)."""
+    events = [mechanism_for(held.charge, held.mechanism, unit=terms.unit) for held in group]
+    epsilon = epsilon_of_events(events, terms.delta)
     if len({held.charge.run for held in group}) <= 1:
-        return epsilon_of_events(events, terms.delta)
-    return adaptive_epsilon(events, terms.delta)
+        return epsilon, epsilon
+    return epsilon, adaptive_epsilon(events, terms.delta)

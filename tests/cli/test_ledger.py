@@ -57,8 +57,8 @@ def test_show_tells_what_was_spent_and_for_what(
 
 
 def test_an_unknown_data_set_is_refused(home: Path) -> None:
-    """A misspelt name is no empty account."""
-    assert run(["ledger", "show", "--home", str(home), "--data-set", "hart"]) == 4
+    """A name that nobody opened is no empty account."""
+    assert run(["ledger", "show", "--home", str(home), "--data-set", "liver"]) == 4
 
 
 def test_verify_names_the_entry_that_was_changed(

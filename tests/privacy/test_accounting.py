@@ -272,5 +272,6 @@ def test_discrete_noise_outside_its_domain_is_misuse(fields: dict[str, float]) -
 
 def test_what_has_no_finite_epsilon_refuses() -> None:
     """Noise next to nothing is refused by name, not reported as infinity."""
-    with pytest.raises(RefusedError, match="E-EPSILON-UNBOUNDED"):
-        epsilon_of(1e-200, 0.5, 1, 1e-5)
+    for rate in (0.5, 1.0):
+        with pytest.raises(RefusedError, match="E-EPSILON-UNBOUNDED"):
+            epsilon_of(1e-100, rate, 1, 1e-5)
