@@ -104,7 +104,7 @@ def test_what_makes_no_plan_is_said(
 def test_a_run_without_noise_has_no_plan(tmp_path: Path, capsys: Capture) -> None:
     """No table of epsilons is drawn for what has none."""
     text = re.sub(r"(?s)\[privacy\].*?\n\n", '[privacy]\nmode = "none"\n\n', HEART.read_text())
-    (tmp_path / "run.toml").write_text(text)
+    (tmp_path / "run.toml").write_text(text.replace("epsilon = 1.0 ", "epsilon = 0.0 "))
     assert run(["privacy", "plan", str(tmp_path / "run.toml")]) == 4
     assert "E-NO-NOISE" in capsys.readouterr().err
 

@@ -65,7 +65,12 @@ def job_of(folder: Path, *, unit: PrivacyUnit = PrivacyUnit.RECORD, **data: Any)
     lines = [",".join(table[0]), *(",".join(row.values()) for row in table)]
     (folder / "data.csv").write_text("\n".join(lines) + "\n")
     privacy = PrivacySpec(
-        mode=PrivacyMode.RECORD_LOCAL, clip=1.0, epsilon=1.0, delta=1e-3, unit=unit
+        mode=PrivacyMode.RECORD_LOCAL,
+        clip=1.0,
+        epsilon=1.0,
+        delta=1e-3,
+        unit=unit,
+        most_records=8 if unit is PrivacyUnit.SUBJECT else 1,
     )
     declared: dict[str, Any] = {"forbidden": ("ssn",), "subject": "patient", "clean": RULES}
     return PrepareJob(
