@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 from typing import TYPE_CHECKING
@@ -107,7 +108,12 @@ class PipePort:
         self._call(pipe_pb2.GridRequest(event=pipe_pb2.GridEvent(kind=kind, fields_json=text)))
 
     def checkpoint(self, *, round_number: int, next_sequence: int, name: str) -> None:
-        """Make the checkpoint file the place from which the run resumes."""
+        """Make the checkpoint file the place from which the run resumes.
+
+        The replies before it are forgotten with it; flwr's messages refer to themselves, and would
+        go on holding files that the daemon wants to write again.
+        """
+        gc.collect()
         checkpoint = pipe_pb2.GridCheckpoint(
             round=round_number, next_sequence=next_sequence, name=name
         )
