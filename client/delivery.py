@@ -1,6 +1,7 @@
 """One instruction from the server to the node, and its reply back: resumed, never repeated.
 
-A Fetch goes on where the last one broke; a Submit first tells what it sends, and asks how much of
+A Fetch goes on where the last one broke, and is then compared with the instruction's digest; what
+came in one stream TLS has already vouched for. A Submit first tells what it sends, and asks how much of
 it is there already after a break. A reply whose receipt does not carry our digest was not received.
 Bytes are written to a nameless file as they come, which the worker maps read-only; the next
 instruction of the run is written into the same file once no mapping of it is left.
@@ -49,7 +50,7 @@ class Download:
         descriptor: the nameless file with its bytes; -1 before the first frame.
         reusable: whether the file may serve again: it is known who reads it.
         chunks: what is expected next.
-        digest: of the bytes so far.
+        resumed: whether it came in more than one stream.
     """
 
     run_id: str
@@ -58,7 +59,7 @@ class Download:
     descriptor: int = -1
     reusable: bool = False
     chunks: ChunkSequence = field(default_factory=lambda: ChunkSequence(0))
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    resumed: bool = False
 
     def begin(self, head: fleet_pb2.InstructionHead) -> None:
         """Take a head; a head other than before starts anew.
@@ -70,6 +71,7 @@ class Download:
             if self.head.manifest != head.manifest or self.head.attempt != head.attempt:
                 self.drop()
                 raise ProtocolError("E-FETCH-CHANGED", "the instruction changed while it was read")
+            self.resumed = True
             return
         self.drop()
         self.head = head
@@ -84,7 +86,6 @@ class Download:
         """
         offset = self.chunks.received
         data = self.chunks.accept(frame)
-        self.digest.update(data)
         while data.nbytes:
             written = os.pwrite(self.descriptor, data, offset)
             offset, data = offset + written, data[written:]
@@ -97,16 +98,25 @@ class Download:
         """
         self.chunks.finish()
         head = self.head
-        if head is None or self.digest.digest() != head.manifest.payload_sha256:
-            self.drop()
-            raise ProtocolError("E-PAYLOAD-DIGEST", "the instruction's bytes are not those named")
+        if head is None:
+            raise ProtocolError("E-FETCH-EMPTY", "expected an instruction, got nothing")
         os.ftruncate(self.descriptor, head.manifest.payload_bytes)
+        if self.resumed:
+            self._verify_digest(head.manifest.payload_sha256)
         try:
             reader = reader_of(self.descriptor)
             self.reusable = True
         except OSError:  # no /proc: then this file serves once
             reader = os.dup(self.descriptor)
         return DescriptorPayload(reader)
+
+    def _verify_digest(self, sha256: bytes) -> None:
+        digest = hashlib.sha256()
+        for piece in DescriptorPayload(self.descriptor).pieces():
+            digest.update(piece)
+        if digest.digest() != sha256:
+            self.drop()
+            raise ProtocolError("E-PAYLOAD-DIGEST", "the instruction's bytes are not those named")
 
     def drop(self) -> None:
         """Forget what has come."""
@@ -115,7 +125,7 @@ class Download:
         elif self.descriptor >= 0:
             os.close(self.descriptor)
         self.head, self.descriptor, self.reusable = None, -1, False
-        self.chunks, self.digest = ChunkSequence(0), hashlib.sha256()
+        self.chunks, self.resumed = ChunkSequence(0), False
 
 
 class Delivery:

@@ -1,8 +1,11 @@
 """Payloads on disk: replies on their way in, instructions on their way out.
 
-A reply is staged chunk by chunk in a file that only this module names, checked against the size and
-SHA-256 that its manifest announced, and then renamed to its final name: a half-received payload is
-never visible. A stream that breaks leaves its bytes, and the next one goes on where it ended: how
+A reply is staged chunk by chunk in a file that only this module names, checked against the size
+that its manifest announced, and then renamed to its final name: a half-received payload is never
+visible. Its SHA-256 is checked as well where the disk had a part in it: always with ``journal =
+power``; with ``kill`` when bytes were left by an earlier process. Bytes that this process received
+are vouched for by TLS, and checked against the digest when a later process finds them
+(docs/adr/ADRNAME). A stream that breaks leaves its bytes, and the next one goes on where it ended: how
 much is here is recorded behind the payload's place in the file, never taken from the file's size,
 since the file may be one that is written again (``core/spares.py``) and full of old bytes.
 
@@ -94,15 +97,17 @@ class Staged:
         path: the file being written.
         expected_bytes: the announced size.
         expected_sha256: the announced digest.
+        durable: whether the digest is checked in any case.
         offset: how much is here.
     """
 
     path: Path
     expected_bytes: int
     expected_sha256: bytes
+    durable: bool = True
     offset: int = 0
     _file: BinaryIO | None = field(default=None, repr=False)
-    _digest: hashlib._Hash = field(default_factory=hashlib.sha256, repr=False)
+    _digest: hashlib._Hash | None = field(default=None, repr=False)
     _writer: int = 0
 
     def begin(self) -> int:
@@ -115,19 +120,24 @@ class Staged:
         """
         self._writer += 1
         if self._file is None:
-            self._digest = hashlib.sha256()
             self.offset = 0
             descriptor = open_held(self.path, os.O_RDWR | os.O_CREAT)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)
             recorded = _recorded(descriptor, self.expected_bytes)
-            while self.offset < recorded:
-                chunk = self._file.read(min(1 << 20, recorded - self.offset))
-                self._digest.update(chunk)
-                self.offset += len(chunk)
-            if not recorded:
+            self._digest = hashlib.sha256() if self.durable or recorded else None
+            if recorded:
+                self._read_again(self._file, recorded)
+            else:
                 with self._naming_full_disk():
                     _record(descriptor, 0, self.expected_bytes)
         return self._writer
+
+    def _read_again(self, file: BinaryIO, recorded: int) -> None:
+        while self.offset < recorded:
+            chunk = file.read(min(1 << 20, recorded - self.offset))
+            if self._digest is not None:
+                self._digest.update(chunk)
+            self.offset += len(chunk)
 
     def write(self, writer: int, offset: int, data: memoryview) -> None:
         """Append one chunk.
@@ -150,11 +160,12 @@ class Staged:
             while rest:
                 rest = rest[os.pwrite(descriptor, rest, offset + len(data) - len(rest)) :]
             _record(descriptor, offset + len(data), self.expected_bytes)
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self.offset += len(data)
 
     def verify_complete(self) -> None:
-        """Check size and digest.
+        """Check the size, and the digest where it does not follow from the stream.
 
         Raises:
             ProtocolError: the stream ended early (what is here stays), or the digest differs.
@@ -163,7 +174,7 @@ class Staged:
             raise ProtocolError(
                 "E-UPLOAD-SHORT", f"expected {self.expected_bytes} bytes, got {self.offset}"
             )
-        if self._digest.digest() != self.expected_sha256:
+        if self._digest is not None and self._digest.digest() != self.expected_sha256:
             raise ProtocolError("E-UPLOAD-DIGEST", "expected the announced SHA-256, got another")
 
     def close(self, *, durable: bool = False) -> None:
@@ -258,7 +269,7 @@ class Spool:
         path = self.path(name)
         if size >= SMALLEST_BYTES and not path.exists():
             self._recycle(path, size)
-        staged = self._staged[key] = Staged(path, size, sha256)
+        staged = self._staged[key] = Staged(path, size, sha256, durable=self.durable)
         return staged
 
     def _reserve(self, size: int) -> None:

@@ -201,8 +201,10 @@ class StrategyRun:
         return metrics
 
     def _commit(self, number: int, entry: RoundEntry) -> None:
+        if number > 2 and not self._keeps(number - 2):  # now: its pages serve for the next file
+            self._folder.round(number - 2).unlink(missing_ok=True)
         save_arrays(self._folder.round(number), self._weights, durable=self._task.durable)
-        self._manifest.add(entry)
+        self._manifest.add(entry, durable=self._task.durable)
         arrays, numbers = state_of(self._run, self._strategy)
         self._save_checkpoint(
             Checkpoint(
@@ -220,10 +222,7 @@ class StrategyRun:
             metrics=entry.metrics,
             seconds=round(entry.seconds, 3),
         )
-        previous = self._checkpoint_path(number - 1)
-        previous.unlink(missing_ok=True)
-        if number > 1 and not self._keeps(number - 1):
-            self._folder.round(number - 1).unlink(missing_ok=True)
+        self._checkpoint_path(number - 1).unlink(missing_ok=True)
 
     def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(checkpoint.round_number)
