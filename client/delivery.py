@@ -1,8 +1,9 @@
 """One instruction from the server to the node, and its reply back: resumed, never repeated.
 
 A Fetch goes on where the last one broke, and is then compared with the instruction's digest; what
-came in one stream TLS has already vouched for. A Submit first tells what it sends, and asks how much of
-it is there already after a break. A reply whose receipt does not carry our digest was not received.
+came in one stream TLS has already vouched for. A Submit first tells what it sends, and asks how
+much of it is there already after a break. A reply whose receipt does not carry our digest was not
+received.
 Bytes are written to a nameless file as they come, which the worker maps read-only; the next
 instruction of the run is written into the same file once no mapping of it is left.
 """

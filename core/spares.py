@@ -96,7 +96,9 @@ def open_held(path: Path, flags: int = os.O_RDONLY) -> int:
     try:
         hold(descriptor)
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise FileNotFoundError(errno.ENOENT, "the file has made way for another")
+            raise FileNotFoundError(  # noqa: TRY301 - the descriptor is closed below
+                errno.ENOENT, "the file has made way for another"
+            )
     except BaseException:
         os.close(descriptor)
         raise

@@ -3,11 +3,12 @@
 A reply is staged chunk by chunk in a file that only this module names, checked against the size
 that its manifest announced, and then renamed to its final name: a half-received payload is never
 visible. Its SHA-256 is checked as well where the disk had a part in it: always with ``journal =
-power``; with ``kill`` when bytes were left by an earlier process. Bytes that this process received
-are vouched for by TLS, and checked against the digest when a later process finds them
-(docs/adr/ADRNAME). A stream that breaks leaves its bytes, and the next one goes on where it ended: how
-much is here is recorded behind the payload's place in the file, never taken from the file's size,
-since the file may be one that is written again (``core/spares.py``) and full of old bytes.
+power``; with ``kill`` when an earlier process left bytes. For what this process received TLS
+vouches, and a later process that finds it compares it with the digest (docs/adr/0005).
+
+A stream that breaks leaves its bytes, and the next one goes on where it ended: how much is here is
+recorded behind the payload's place in the file, never taken from the file's size, since the file
+may be one that is written again (``core/spares.py``) and full of old bytes.
 
 Space is reserved before the first byte is accepted, against the spool's limit and the disk's free
 space, so that a full disk refuses an upload and harms nothing that is stored.

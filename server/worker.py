@@ -8,8 +8,9 @@ The daemon (``server/scheduler.py``) starts it as::
 ``--pipe`` is the inherited end of a stream socketpair (pipe.proto, ``GridRequest``); ``--spool`` is
 the folder of payload files, for both directions (a name never holds a slash); ``--checkpoint``
 names the file in ``RUN_FOLDER/checkpoints`` of the last ``GridCheckpoint`` that the daemon
-recorded; ``--durable`` says that what a round leaves must survive a power cut. The run folder holds ``specification.json`` (canonical JSON), ``initial.safetensors`` and,
-if the daemon writes it, ``members.json`` (node id to member name) for the manifest.
+recorded; ``--durable`` says that what a round leaves must survive a power cut. The run folder holds
+``specification.json`` (canonical JSON), ``initial.safetensors`` and, if the daemon writes it,
+``members.json`` (node id to member name) for the manifest.
 
 The worker writes only into those two folders, holds no key and no network address, and trusts the
 daemon. It ends with ``GridDone`` and exit status 0, also when the app failed: then ``GridDone``
