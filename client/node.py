@@ -137,12 +137,9 @@ class Node:
 
         Raises:
             UnavailableError: it is gone.
+            ProtocolError: it is damaged.
         """
-        return (
-            self._replies.outbox.open_view(entry.payload_file)
-            if entry.payload_file
-            else memoryview(b"")
-        )
+        return self._replies.open(entry)
 
     def answer(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
         """Answer an instruction; the answer is stored before this returns.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tacit.client.replies")
 
+_SPARES = 2  # a run has one reply at a time, and few run at once
 _RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _CODE = re.compile(r"E-[A-Z0-9-]{1,60}")
 _FOREIGN_CODES = frozenset(
@@ -50,7 +51,7 @@ class Replies:
         self, folder: Path, *, config: ClientConfig, store: Store, clock: Callable[[], float]
     ) -> None:
         durable = config.journal is Journal.POWER
-        self.outbox = Outbox(folder / "outbox", durable=durable)
+        self.outbox = Outbox(folder / "outbox", durable=durable, spares=_SPARES)
         self._states = Outbox(folder / "states", durable=durable)
         self._logs = folder.absolute() / "logs"
         self._config = config
@@ -65,6 +66,20 @@ class Replies:
         if entry is None or entry.attempt != head.attempt:
             return None
         return entry if entry.instruction_sha256 == head.manifest.payload_sha256 else None
+
+    def open(self, entry: OutboxEntry) -> memoryview:
+        """Map a stored answer for sending.
+
+        Raises:
+            UnavailableError: it is gone.
+            ProtocolError: it is damaged.
+        """
+        if not entry.payload_file:
+            return memoryview(b"")
+        view = self.outbox.open_view(entry.payload_file)
+        head = fleet_pb2.ReplyHead.FromString(entry.head)
+        self.outbox.verify(entry.payload_file, view, head.manifest.payload_sha256)
+        return view
 
     def store_answer(self, release: Release, answer: AppAnswer, run: RunRecord) -> OutboxEntry:
         """Copy an app's answer, check the copy, and store it to leave.

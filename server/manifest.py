@@ -85,10 +85,10 @@ class RunManifest:
         manifest.write()
         return manifest
 
-    def add(self, entry: RoundEntry) -> None:
-        """Add a finished round."""
+    def add(self, entry: RoundEntry, *, durable: bool = True) -> None:
+        """Add a finished round; with ``durable`` it survives a power cut."""
         self._content["rounds"].append(asdict(entry) | {"seconds": round(entry.seconds, 3)})
-        self.write()
+        self.write(durable=durable)
 
     def finish(self) -> None:
         """Mark the run as finished, with the hash of its model."""
@@ -102,13 +102,13 @@ class RunManifest:
         self._content |= {"status": status, "code": code, "reason": reason}
         self.write()
 
-    def write(self) -> None:
+    def write(self, *, durable: bool = True) -> None:
         """Write the file whole or not at all."""
         members = self._folder.path / MEMBERS_NAME
         if members.exists():
             self._content["members"] = json.loads(members.read_bytes())
         text = json.dumps(self._content, indent=1, allow_nan=False, ensure_ascii=False)
-        write_atomic(self._folder.manifest, text.encode() + b"\n")
+        write_atomic(self._folder.manifest, text.encode() + b"\n", durable=durable)
 
 
 def write_members(folder: RunFolder, names: Mapping[int, str]) -> None:

@@ -116,7 +116,7 @@ class ReplyDesk:
             await asyncio.to_thread(self._inspect, head, staged)
         entry = self._open_entry(head.message_id, node_id)
         name = f"reply-{entry.wire_id}.bin"
-        self._spool.finish(entry.wire_id, staged, name, durable=self._journal.around.durable)
+        self._spool.finish(entry.wire_id, staged, name)
         self._accept(entry, head, name)
         receipt = self._receipt(entry, repeated=False)
         if receipt is None:
@@ -124,12 +124,12 @@ class ReplyDesk:
         return receipt
 
     def _inspect(self, head: fleet_pb2.ReplyHead, staged: Staged) -> None:
-        staged.close(durable=self._journal.around.durable)
+        staged.close(durable=self._spool.durable)
         try:
             payload = map_payload(staged.path)
         except FileNotFoundError as error:  # closed while it was being looked at
             raise _closed(head.message_id) from error
-        verify_finite(head.manifest, payload)
+        verify_finite(head.manifest, payload[: staged.expected_bytes])
 
     def _accept_failure(self, entry: Entry, head: fleet_pb2.ReplyHead) -> fleet_pb2.Receipt:
         clean = fleet_pb2.ReplyHead(run_id=self._journal.run_id, message_id=head.message_id)

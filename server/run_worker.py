@@ -46,6 +46,7 @@ class WorkerTask:
     folder: Path
     spool: Path
     checkpoint: str
+    durable: bool
     log_form: str
 
 
@@ -107,6 +108,7 @@ class RunWorker:
             *("--folder", str(self._task.folder)),
             *("--spool", str(self._task.spool)),
             *("--checkpoint", self._task.checkpoint),
+            *(["--durable"] if self._task.durable else []),
             *("--log-form", self._task.log_form),
         ]
         return await asyncio.create_subprocess_exec(

@@ -416,7 +416,7 @@ class Scheduler:
         journal = RunJournal(
             record.run_id,
             quorum=specification.participation.min_clients,
-            spool=Spool(folder.path / "spool", self.space),
+            spool=Spool(folder.path / "spool", self.space, durable=self._around.durable),
             surroundings=self._around,
         )
         run = ActiveRun(

@@ -70,6 +70,8 @@ class RunTask:
         specification_sha256: its hash.
         folder: holds ``initial.safetensors``; gets everything else.
         checkpoint: the name in ``folder/checkpoints`` to resume from, or empty.
+        durable: whether what a round leaves survives a power cut (``journal = "power"``), not only
+            a kill; the final model always does.
         pause: waits between two questions for connected nodes.
     """
 
@@ -78,6 +80,7 @@ class RunTask:
     specification_sha256: bytes
     folder: RunFolder
     checkpoint: str = ""
+    durable: bool = True
     pause: Callable[[float], None] = field(default=time.sleep, repr=False)
 
 
@@ -198,8 +201,10 @@ class StrategyRun:
         return metrics
 
     def _commit(self, number: int, entry: RoundEntry) -> None:
-        save_arrays(self._folder.round(number), self._weights)
-        self._manifest.add(entry)
+        if number > 2 and not self._keeps(number - 2):  # now: its pages serve for the next file
+            self._folder.round(number - 2).unlink(missing_ok=True)
+        save_arrays(self._folder.round(number), self._weights, durable=self._task.durable)
+        self._manifest.add(entry, durable=self._task.durable)
         arrays, numbers = state_of(self._run, self._strategy)
         self._save_checkpoint(
             Checkpoint(
@@ -217,14 +222,11 @@ class StrategyRun:
             metrics=entry.metrics,
             seconds=round(entry.seconds, 3),
         )
-        previous = self._checkpoint_path(number - 1)
-        previous.unlink(missing_ok=True)
-        if number > 1 and not self._keeps(number - 1):
-            self._folder.round(number - 1).unlink(missing_ok=True)
+        self._checkpoint_path(number - 1).unlink(missing_ok=True)
 
     def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(checkpoint.round_number)
-        save_checkpoint(path, checkpoint)
+        save_checkpoint(path, checkpoint, durable=self._task.durable)
         self._checkpoint = checkpoint
         self._grid.port.checkpoint(
             round_number=checkpoint.round_number,

@@ -3,13 +3,14 @@
 The daemon (``server/scheduler.py``) starts it as::
 
     python -m tacit.server.worker --pipe FD --run RUN_ID --folder RUN_FOLDER --spool SPOOL_FOLDER
-                                  [--checkpoint NAME]
+                                  [--checkpoint NAME] [--durable]
 
 ``--pipe`` is the inherited end of a stream socketpair (pipe.proto, ``GridRequest``); ``--spool`` is
 the folder of payload files, for both directions (a name never holds a slash); ``--checkpoint``
 names the file in ``RUN_FOLDER/checkpoints`` of the last ``GridCheckpoint`` that the daemon
-recorded. The run folder holds ``specification.json`` (canonical JSON), ``initial.safetensors`` and,
-if the daemon writes it, ``members.json`` (node id to member name) for the manifest.
+recorded; ``--durable`` says that what a round leaves must survive a power cut. The run folder holds
+``specification.json`` (canonical JSON), ``initial.safetensors`` and, if the daemon writes it,
+``members.json`` (node id to member name) for the manifest.
 
 The worker writes only into those two folders, holds no key and no network address, and trusts the
 daemon. It ends with ``GridDone`` and exit status 0, also when the app failed: then ``GridDone``
@@ -73,6 +74,7 @@ def _work(options: argparse.Namespace, port: PipePort) -> tuple[str, str]:
             specification_sha256=specification_sha256(canonical),
             folder=folder,
             checkpoint=options.checkpoint,
+            durable=options.durable,
         )
         run_task(task, port)
     except PipeClosed:
@@ -93,6 +95,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--checkpoint", default="")
+    parser.add_argument("--durable", action="store_true")
     parser.add_argument("--log-form", choices=("json", "text"), default="text")
     return parser.parse_args(arguments)
 
