@@ -180,13 +180,14 @@ def pull(
     *,
     json: Json = False,
 ) -> None:
-    """Fetch a run's folder: specification, weights, manifest and events; resumes where it broke."""
+    """Fetch a run's folder: specification, weights, manifest and events; resumes where it broke.
+
+    The folder must be new, empty, or that of the same run.
+    """
     with _connected(profile, home) as client:
         run_id = client.find_run(run).run_id
         folder = out or Path("runs") / run_id
-        files = client.list_files(run_id)
-        for file in files:
-            client.pull(run_id, file, folder)
+        files = client.pull_run(run_id, folder)
     total = sum(file.bytes for file in files)
     value = {"run_id": run_id, "folder": folder.resolve(), "files": len(files), "bytes": total}
     emit(value, json=json)

@@ -135,8 +135,7 @@ def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch
         _follow(children, operator, run_id, watch)
         say("Operator: pulls the run folder")
         folder = out / "run"
-        for file in operator.list_files(run_id):
-            operator.pull(run_id, file, folder)
+        operator.pull_run(run_id, folder)
     return RunFolder(folder)
 
 

@@ -111,6 +111,38 @@ def running_server(home: Path) -> Iterator[None]:
 
 
 @pytest.mark.slow
+def test_a_pull_writes_over_nothing_but_its_own_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's folder and another run's are refused and unharmed; a broken pull goes on."""
+    home, local = tmp_path / "s", ["--home", str(tmp_path / "s")]
+    monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "o"))
+    listen = ["--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
+    assert run(["server", "init", "--name", "localhost", "--home", str(home), *listen]) == 0
+    mine, pulled = tmp_path / "mine", tmp_path / "pulled"
+    mine.mkdir()
+    (mine / "run.toml").write_text("of somebody else")
+    with running_server(home):
+        capsys.readouterr()
+        for _ in range(2):
+            assert run(["run", "submit", str(HEART), *local]) == 0
+        first, second = capsys.readouterr().out.split()
+        assert run(["run", "pull", first, "--out", str(mine), *local]) == 2
+        assert "with other files [E-RUN-FOLDER]" in capsys.readouterr().err
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0  # no manifest yet
+        (pulled / "run.toml").unlink()  # as if it had broken here
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0
+        assert run(["run", "stop", first, *local]) == 0
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0
+        assert run(["run", "pull", second, "--out", str(pulled), *local]) == 2
+        assert f"with the run {first} [E-RUN-FOLDER]" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == ["run.toml"]
+    assert (mine / "run.toml").read_text() == "of somebody else"
+    assert json.loads((pulled / "manifest.json").read_bytes())["run_id"] == first
+    assert not list(pulled.glob(".*"))
+
+
+@pytest.mark.slow
 def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
