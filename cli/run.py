@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.checks import check_run
-from tacit.cli.output import Table, emit
+from tacit.cli.output import Table, emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
 from tacit.core.errors import AppError, UnavailableError
 from tacit.core.specification import canonical_json
@@ -53,7 +53,9 @@ def check(
     json: Json = False,
 ) -> None:
     """Check a run.toml, the strategy and the model, and say what the run would cost in privacy."""
-    emit(check_run(file, records=records).summary, json=json)
+    with foreign_output_aside():  # a model factory of the operator's own may print
+        checked = check_run(file, records=records)
+    emit(checked.summary, json=json)
 
 
 @app.command()
@@ -66,14 +68,17 @@ def submit(
     json: Json = False,
 ) -> None:
     """Check a run.toml, make the initial weights, and queue the run at the server."""
-    checked = check_run(file, records=0)
+    with foreign_output_aside():
+        checked = check_run(file, records=0)
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
     with _connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
+        with foreign_output_aside():
+            initial = _initial_file(file, checked.specification, Path(folder))
         submission = Submission(
             canonical=canonical_json(checked.specification),
             source_toml=checked.source.encode(),
-            initial=_initial_file(file, checked.specification, Path(folder)),
+            initial=initial,
         )
         run_id = client.submit(submission)
         if watch:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.checks import check_run
-from tacit.cli.output import emit
+from tacit.cli.output import emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
 from tacit.core.events import EventKind
 from tacit.core.logs import configure_logging
@@ -61,11 +61,12 @@ def command(
     and a trivial guess, since here all data are in one place.
     """
     configure_logging("simulate", level="WARNING")
-    checked = check_run(file, records=0)
+    with foreign_output_aside():
+        checked = check_run(file, records=0)
     specification = checked.specification
     folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
     rounds = specification.participation.rounds
-    with RoundProgress(rounds, quiet=json) as progress:
+    with foreign_output_aside(), RoundProgress(rounds, quiet=json) as progress:
         trial = Trial(file=file, checked=checked, folder=folder, data=data, clients=clients)
         done, comparison = _tried(trial, workers=workers, progress=progress)
     _report(specification, done, comparison, json=json)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tacit.cli.main import run
+from tacit.core.artifacts import save_arrays
 from tests.simulation.test_federation import SPECIFICATION, write_data
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_simulate_deals_data_out_and_compares(
@@ -97,3 +99,59 @@ def test_simulate_names_what_is_wrong_with_the_data(
     text = capsys.readouterr().err
     assert "owner-1 does not approve" in text
     assert "maybe" not in text
+
+
+LOUD_APP = """
+import os
+import subprocess
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+print("loud: imported")
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    print("loud: trains")
+    os.write(1, b"loud: past Python\\n")
+    subprocess.run(["echo", "loud: from a child"], check=True)
+    metrics = MetricRecord({"num-examples": 1})
+    content = {"arrays": message.content["arrays"], "metrics": metrics}
+    return Message(RecordDict(content), reply_to=message)
+"""
+
+LOUD_RUN = """
+name = "loud"
+initial = "initial.safetensors"
+[app]
+client = "loud_app:app"
+[results.train]
+metrics = { num-examples = { range = [1, 1] } }
+[privacy]
+mode = "none"
+[participation]
+rounds = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_an_app_prints_never_lands_in_the_result(tmp_path: Path, workers: str) -> None:
+    """Standard output is one JSON document, however an app writes to it, in whatever process."""
+    (tmp_path / "loud_app.py").write_text(LOUD_APP)
+    (tmp_path / "run.toml").write_text(LOUD_RUN)
+    save_arrays(tmp_path / "initial.safetensors", {"w": np.ones(3, dtype=np.float32)})
+    tacit = Path(sys.executable).with_name("tacit")
+    options = ["--clients", "2", "--workers", workers, "--json"]
+    done = subprocess.run(
+        [tacit, "simulate", "run.toml", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["rounds"] == 1
+    for line in ("imported", "trains", "past Python", "from a child"):
+        assert f"loud: {line}" in done.stderr
