@@ -136,9 +136,9 @@ def _owners(trial: Trial) -> list[Owner]:
         return bare_owners(trial.clients)
     return owners_in(
         trial.data or trial.file.parent,
+        specification,
         clients=trial.clients,
         scratch=trial.folder / "shares",
-        seed=specification.training.seed if specification.training is not None else 0,
     )
 
 

@@ -60,12 +60,7 @@ def prepare(specification: RunSpec, data: Path, folder: Path, *, clients: int | 
         TacitError: the data are missing or break the contract.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    owners = owners_in(
-        data,
-        clients=clients,
-        scratch=folder / "shares",
-        seed=specification.training.seed if specification.training else 0,
-    )
+    owners = owners_in(data, specification, clients=clients, scratch=folder / "shares")
     for index, owner in enumerate(owners):
         save_prepared(folder / f"{index}.safetensors", owner_sets(specification, owner))
     return len(owners)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tacit.cli.main import run
@@ -87,18 +88,60 @@ def test_a_trial_never_touches_a_folder_with_something_in_it(
     assert [path.name for path in out.iterdir()] == ["letter.txt"]
 
 
-def test_simulate_names_what_is_wrong_with_the_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("form", [".csv", ".parquet"])
+def test_simulate_names_the_rows_of_the_file_that_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
-    """Data that break the contract are refused with column and row, before any round."""
+    """Rows are those of the one file, not of the shares that it would have been dealt into."""
     (tmp_path / "run.toml").write_text(SPECIFICATION)
     data = write_data(tmp_path / "data.csv")
-    data.write_text(data.read_text().replace("yes", "maybe"))
-    arguments = ["simulate", str(tmp_path / "run.toml"), "--clients", "2", "--data", str(data)]
-    assert run([*arguments, "--out", str(tmp_path / "out")]) == 4
+    lines = data.read_text().splitlines()
+    for row in (7, 31, 60):
+        lines[row] = lines[row].replace("yes", "maybe").replace("no", "maybe")
+    data.write_text("\n".join(lines) + "\n")
+    if form == ".parquet":
+        pd.read_csv(data).to_parquet(data.with_suffix(form))
+        data = data.with_suffix(form)
+    arguments = ["--clients", "4", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 3
     text = capsys.readouterr().err
-    assert "owner-1 does not approve" in text
+    assert "y: unknown label: 3 rows (7, 31, 60)" in text
     assert "maybe" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_simulate_names_the_owner_whose_own_file_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder of files the node refuses whose file it is, with column and row."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data").mkdir()
+    write_data(tmp_path / "data" / "ada.csv", seed=1)
+    bad = write_data(tmp_path / "data" / "bob.csv", seed=2)
+    bad.write_text(bad.read_text().replace("yes", "maybe"))
+    arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 4
+    text = capsys.readouterr().err
+    assert "bob does not approve" in text
+    assert "maybe" not in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("a,b,y\n", "has none, only the columns a, b, y"), ("", "data.csv is empty")],
+)
+def test_simulate_says_when_a_file_has_no_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    """A header alone is named as one; it is not "one record that fits one client"."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data.csv").write_text(content)
+    arguments = ["--clients", "2", "--data", str(tmp_path / "data.csv")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 3
+    text = capsys.readouterr().err
+    assert "E-DATA-EMPTY" in text
+    assert words in text
 
 
 LOUD_APP = """

@@ -110,8 +110,9 @@ def expected(tmp_path: Path) -> RunFolder:
     """Return what ``tacit simulate`` makes of the run."""
     path = tmp_path / "run.toml"
     path.write_text(RUN_TOML, encoding="utf-8")
-    owners = owners_in(heart_folder(), clients=None, scratch=tmp_path / "shares", seed=1)
-    return simulate(load_config(path, RunSpec).value, owners, tmp_path / "simulated").folder
+    run = load_config(path, RunSpec).value
+    owners = owners_in(heart_folder(), run, clients=None, scratch=tmp_path / "shares")
+    return simulate(run, owners, tmp_path / "simulated").folder
 
 
 def configured(tmp_path: Path) -> Path:
