@@ -88,7 +88,7 @@ class _Lenient(dict[str, Any]):
 
 _LINES = {
     EventKind.RUN_QUEUED: "queued: {name}",
-    EventKind.RUN_WAITING: "waiting: {reason} ({approved} of {needed})",
+    EventKind.RUN_WAITING: "waiting: {reason}",
     EventKind.RUN_STARTED: "started with {owners} owners",
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",

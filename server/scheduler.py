@@ -36,6 +36,7 @@ from tacit.server.catalogue import (
     events_after,
     find_run,
     list_runs,
+    waiting_reason,
 )
 from tacit.server.driver import ActiveRun, RunDriver
 from tacit.server.grid_desk import GridDesk
@@ -324,16 +325,14 @@ class Scheduler:
             if run.status is RunStatus.RUNNING or run.task is not None:
                 continue
             needed = run.specification.participation.min_clients
-            ready = len(run.journal.eligible())
+            ready = run.journal.eligible()
             running, _ = self.counts()
             if self.draining.is_set():
                 self._set_waiting(run, RunStatus.QUEUED, "the server is draining")
-            elif ready < needed:
-                self._set_waiting(
-                    run,
-                    RunStatus.WAITING,
-                    f"{ready} of {needed} clients have approved and are connected",
-                )
+            elif len(ready) < needed:
+                said, member = run.decisions.values(), self._around.member
+                reason = waiting_reason(said, ready=ready, needed=needed, member=member)
+                self._set_waiting(run, RunStatus.WAITING, reason)
             elif running >= self._config.limits.max_concurrent_runs:
                 self._set_waiting(run, RunStatus.QUEUED, f"{running} runs are running")
             else:

@@ -165,7 +165,7 @@ class StrategyRun:
             if not told:
                 self._event(
                     EventKind.RUN_WAITING,
-                    reason=f"round {number} needs more connected clients",
+                    reason=f"round {number}: {len(nodes)} of {needed} needed clients are connected",
                     approved=len(nodes),
                     needed=needed,
                 )

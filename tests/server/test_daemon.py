@@ -211,7 +211,7 @@ def test_a_run_waits_for_owners_and_says_so(tmp_path: Path) -> None:
             await fed.events(run_id, until="node_decided")
             shown = await fed.show(run_id)
             assert shown.status == "waiting"
-            assert "of 2 clients" in shown.reason
+            assert " of 2 needed clients are ready: " in shown.reason
             await second.stop()
             second.verdict = fleet.Decision.APPROVED
             second.start()
