@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from tacit.cli.output import visible
 from tacit.core.events import Event, EventKind
@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 class RoundProgress:
     """Shows events of one run as they come; use it as a context manager.
 
-    Nothing is shown when ``quiet``: scripts read the result.
+    Args:
+        rounds: how many rounds the run has.
+        stream: where it is shown: standard output where progress is what the verb is for,
+            otherwise (the default) standard error, beside the result.
+        quiet: show nothing: scripts read the result.
     """
 
-    def __init__(self, rounds: int, *, quiet: bool = False, terminal: bool | None = None) -> None:
+    def __init__(self, rounds: int, *, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._rounds = rounds
+        self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar: Progress | None = None
         self._task: Any = None
         self._shown = 0
 
     def __enter__(self) -> Self:
-        if self._terminal and not self._quiet:
-            self._bar, self._task = _make_bar(self._rounds)
+        if self._stream.isatty() and not self._quiet:
+            self._bar, self._task = _make_bar(self._rounds, self._stream)
             self._bar.start()
         return self
 
@@ -50,7 +54,7 @@ class RoundProgress:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress, beside the result
+            print(text, file=self._stream, flush=True)
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -110,7 +114,7 @@ def _metrics(metrics: object) -> str:
     return ", " + ", ".join(shown)
 
 
-def _make_bar(rounds: int) -> tuple[Progress, Any]:
+def _make_bar(rounds: int, stream: TextIO) -> tuple[Progress, Any]:
     from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -125,6 +129,6 @@ def _make_bar(rounds: int) -> tuple[Progress, Any]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=Console(file=stream),
     )
     return bar, bar.add_task("rounds", total=rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json as json_module
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -229,7 +230,7 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
 
     rounds = client.find_run(run_id).rounds
     sequence, last, told = 0, None, False
-    with RoundProgress(rounds, quiet=json) as progress:
+    with RoundProgress(rounds, stream=sys.stdout, quiet=json) as progress:
         while last is None or not last.kind.ends_run:
             try:
                 for event in client.watch(run_id, after=sequence):

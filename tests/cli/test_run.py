@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,10 +92,25 @@ def test_a_round_that_is_told_twice_is_shown_once(capsys: pytest.CaptureFixture[
     """After a restart of the server its last round may be told again."""
     fields = {"round": 1, "cohort": [], "metrics": {}, "seconds": 1}
     event = Event(sequence=1, at_s=0.0, kind=EventKind.ROUND_FINISHED, fields=fields)
-    with RoundProgress(2, terminal=False) as progress:
+    with RoundProgress(2) as progress:
         progress.show(event)
         progress.show(event)
     assert capsys.readouterr().err.count("round 1/2") == 1
+
+
+def test_progress_is_shown_on_the_stream_that_the_verb_chose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Beside a result it goes to standard error; where it is the result, to standard output."""
+    event = Event(sequence=1, at_s=0.0, kind=EventKind.RUN_STOPPED, fields={"reason": "enough"})
+    with RoundProgress(2) as beside, RoundProgress(2, stream=sys.stdout) as result:
+        beside.show(event)
+        assert capsys.readouterr() == ("", "stopped: enough\n")
+        result.show(event)
+        assert capsys.readouterr() == ("stopped: enough\n", "")
+    with RoundProgress(2, quiet=True) as quiet:
+        quiet.show(event)
+        assert capsys.readouterr() == ("", "")
 
 
 @contextlib.contextmanager
@@ -164,8 +180,11 @@ def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
         assert run(["run", "show", "r-zz", *local]) == 2
         assert "E-RUN-UNKNOWN" in capsys.readouterr().err
         assert run(["run", "stop", run_id, "--reason", "a trial", *local]) == 0
+        capsys.readouterr()
         assert run(["run", "watch", *local]) == 1
-        assert "a trial" in capsys.readouterr().err
+        watched = capsys.readouterr()
+        assert "stopped: a trial" in watched.out
+        assert "a trial [E-RUN-STOPPED]" in watched.err
         out = tmp_path / "pulled"
         assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0
         assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0  # again: nothing new

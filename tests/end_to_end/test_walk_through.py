@@ -64,7 +64,7 @@ def walk(made: Federation, name: str) -> None:
     run_id = submit_and_approve(made)
     watch = made.tacit("run", "watch")
     assert watch.code == 0, watch.err
-    assert "round 1/1: 2 owners" in watch.err
+    assert "round 1/1: 2 owners" in watch.out
     pull = made.tacit("run", "pull", "--out", made.root / "result", "--json")
     assert pull.json["run_id"] == run_id
     folder = RunFolder(made.root / "result")
