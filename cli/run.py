@@ -249,7 +249,8 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
     if last.kind is not EventKind.RUN_FINISHED:
         fields = last.fields
         code = str(fields.get("code") or "E-RUN-STOPPED")
-        raise AppError(code, f"run {run_id} {last.kind.value[4:]}: {fields.get('reason') or '-'}")
+        reason = f"run {run_id} {last.kind.value[4:]}: {fields.get('reason') or '-'}"
+        raise AppError(code, reason, hint=str(fields.get("hint") or ""))
 
 
 def _plain(run: Run) -> dict[str, Any]:

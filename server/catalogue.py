@@ -15,15 +15,13 @@ import sqlalchemy as sa
 
 from tacit.core.errors import UsageError
 from tacit.core.events import Event, EventKind, fields_json
+from tacit.core.wording import some_of
 from tacit.server.tables import decisions, events, messages, node_answers, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from tacit.server.store import Store
-
-
-_NAMED = 5  # members of a kind that a reason names: it stands in a table
 
 
 class RunStatus(enum.Enum):
@@ -168,17 +166,12 @@ def waiting_reason(
             said["undecided"].append(name)
     words = {"away": "approved but not connected"}
     parts = [
-        f"{len(names)} {words.get(group, group)} ({_some(names)})"
+        f"{len(names)} {words.get(group, group)} ({some_of(names)})"
         for group, names in said.items()
         if names
     ]
     answers = ", ".join(parts) or "nobody has answered yet"
     return f"{len(ready)} of {needed} needed clients are ready: {answers}"
-
-
-def _some(names: list[str]) -> str:
-    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return ", ".join([*sorted(names)[:_NAMED], *more])
 
 
 def add_event(connection: sa.Connection, run_id: str, event: Event) -> None:

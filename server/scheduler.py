@@ -356,7 +356,7 @@ class Scheduler:
         end = await driver.drive()
         run.task = None
         if end.code:
-            self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code)
+            self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code, hint=end.hint)
         else:
             self._end(run, RunStatus.FINISHED)
 

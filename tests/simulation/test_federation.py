@@ -11,9 +11,16 @@ import pytest
 
 from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.configuration import load_config, parse_toml
-from tacit.core.errors import RefusedError, UsageError
+from tacit.core.errors import AppError, RefusedError, UsageError
 from tacit.core.events import EventKind, parse_event
-from tacit.core.specification import EvaluationSpec, PrivacyMode, PrivacySpec, RunSpec
+from tacit.core.specification import (
+    EvaluationSpec,
+    MetricSpec,
+    PrivacyMode,
+    PrivacySpec,
+    ReplySpec,
+    RunSpec,
+)
 from tacit.simulation.federation import simulate
 from tacit.simulation.owners import Owner, heart_folder, owner_sets, owners_in
 from tests.conformance import CASES, NODES, Case, initial_arrays, run_spec
@@ -126,6 +133,26 @@ def test_any_flower_app_runs_as_it_is(case: Case, tmp_path: Path) -> None:
     assert {name: array.shape for name, array in model.items()} == {
         name: array.shape for name, array in initial_arrays().items()
     }
+
+
+def test_a_failed_trial_quotes_the_owners_own_logs(tmp_path: Path) -> None:
+    """Where one person holds all the data, the reason that a real owner keeps is in the hint."""
+    metrics = {"num-examples": MetricSpec(range=(0.0, 0.0))}
+    case = run_spec(CASES[0])
+    run = replace(
+        case,
+        results={"train": ReplySpec(metrics=metrics)},
+        participation=replace(case.participation, max_attempts=1),
+    )
+    save_arrays(tmp_path / "initial.safetensors", initial_arrays())
+    owners = owners_in(
+        write_data(tmp_path / "data.csv"), run, clients=len(NODES), scratch=tmp_path / "shares"
+    )
+    with pytest.raises(AppError, match="E-ROUND-FAILED") as raised:
+        simulate(run, owners, tmp_path / "run", initial=tmp_path / "initial.safetensors")
+    assert "E-REPLY-METRIC from owner-1, owner-2" in raised.value.message
+    assert "owner-1: " in raised.value.hint
+    assert "num-examples" in raised.value.hint
 
 
 def test_too_few_owners_are_told_apart_at_once(tmp_path: Path) -> None:
