@@ -259,7 +259,7 @@ class Scheduler:
         """Return what a node has to hear when its Watch stream opens."""
         ended = [record for record in list_runs(self._store) if record.status.ended]
         tasks = [
-            _ended(record.run_id, record.status)
+            _ended(record.run_id, record.status, record.reason)
             for record in ended[-_RECENT_RUNS:]
             if node_id in decisions_of(self._store, record.run_id)
         ]
@@ -378,7 +378,7 @@ class Scheduler:
         del self._active[run.record.run_id]
         self._write_events(run)
         for node_id in run.decisions:
-            self._sessions.send(node_id, _ended(run.record.run_id, status))
+            self._sessions.send(node_id, _ended(run.record.run_id, status, reason))
         self.notify(run.record.run_id)
         self.consider()
 
@@ -491,5 +491,6 @@ def _offer(record: RunRecord) -> fleet_pb2.Task:
     return fleet_pb2.Task(offer=offer)
 
 
-def _ended(run_id: str, status: RunStatus) -> fleet_pb2.Task:
-    return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value))
+def _ended(run_id: str, status: RunStatus, reason: str) -> fleet_pb2.Task:
+    said = reason if status is RunStatus.STOPPED else ""  # a failure's text stays here
+    return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value, reason=said))

@@ -237,6 +237,8 @@ def test_an_operator_stops_a_run_and_nodes_forget_it(tmp_path: Path) -> None:
             assert all(node.closed == node.received for node in fed.nodes.values())
             shown = await fed.show(run_id)
             assert (shown.status, shown.reason) == ("stopped", "enough")
+            ends = [(n.end.status, n.end.reason) for n in fed.nodes.values() if n.end is not None]
+            assert ends == [("stopped", "enough")] * 2
 
     asyncio.run(scenario())
 
