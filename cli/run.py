@@ -120,7 +120,7 @@ def show(
     """Show one run: where it stands, what its owners said, how its rounds went."""
     with _connected(profile, home) as client:
         reply = client.show(client.find_run(run).run_id)
-    manifest = json_module.loads(reply.manifest_json) if reply.manifest_json else None
+    manifest = with_names(json_module.loads(reply.manifest_json)) if reply.manifest_json else None
     if json:
         specification = json_module.loads(reply.specification)
         value = {**_plain(reply.run), "specification": specification, "manifest": manifest}
@@ -129,7 +129,8 @@ def show(
     emit(_plain(reply.run), json=False)
     if manifest is not None and manifest.get("rounds"):
         last = manifest["rounds"][-1]
-        emit({"last round": {k: v for k, v in last.items() if v not in (None, {}, [])}}, json=False)
+        shown = {k: v for k, v in last.items() if v not in (None, {}, []) and k != "cohort"}
+        emit({"last round": shown}, json=False)
 
 
 @app.command()
@@ -251,6 +252,20 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
         code = str(fields.get("code") or "E-RUN-STOPPED")
         reason = f"run {run_id} {last.kind.value[4:]}: {fields.get('reason') or '-'}"
         raise AppError(code, reason, hint=str(fields.get("hint") or ""))
+
+
+def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest whose rounds also say what the nodes' members are called.
+
+    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed`` goes by name.
+    """
+    names: dict[str, str] = manifest.get("members", {})
+    rounds = []
+    for entry in manifest["rounds"]:
+        members = [names.get(str(node_id), str(node_id)) for node_id in entry["cohort"]]
+        failed = {names.get(node_id, node_id): code for node_id, code in entry["failed"].items()}
+        rounds.append(entry | {"members": members, "failed": failed})
+    return manifest | {"rounds": rounds}
 
 
 def _plain(run: Run) -> dict[str, Any]:

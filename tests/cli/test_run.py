@@ -11,6 +11,7 @@ import pytest
 
 from tacit.cli.main import run
 from tacit.cli.progress import RoundProgress, line_of
+from tacit.cli.run import with_names
 from tacit.core.artifacts import RunFolder, load_arrays
 from tacit.core.events import Event, EventKind
 from tacit.core.state import open_state
@@ -111,6 +112,17 @@ def test_progress_is_shown_on_the_stream_that_the_verb_chose(
     with RoundProgress(2, quiet=True) as quiet:
         quiet.show(event)
         assert capsys.readouterr() == ("", "")
+
+
+def test_rounds_name_their_members() -> None:
+    """Node ids stay for scripts; names stand beside them, and an unnamed node keeps its id."""
+    entry = {"round": 1, "cohort": [7, 8, 9], "failed": {"8": "E-APP-RAISED"}}
+    manifest = {"run_id": "r-1", "members": {"7": "ada", "8": "va"}, "rounds": [entry]}
+    named = with_names(manifest)["rounds"][0]
+    assert named["cohort"] == [7, 8, 9]
+    assert named["members"] == ["ada", "va", "9"]
+    assert named["failed"] == {"va": "E-APP-RAISED"}
+    assert manifest["rounds"] == [entry]
 
 
 @contextlib.contextmanager
