@@ -152,7 +152,8 @@ def _report(
         "payload_bytes": {"to_owners": done.bytes_sent, "from_owners": done.bytes_received},
     }
     if comparison is not None:
-        from tacit.simulation.comparison import save_comparison, save_plot  # noqa: PLC0415
+        from tacit.simulation.comparison import save_comparison  # noqa: PLC0415
+        from tacit.simulation.plot import save_plot  # noqa: PLC0415
 
         save_comparison(done.folder.path / "comparison.json", specification, comparison)
         save_plot(done.folder.path / "comparison.png", specification, comparison)

@@ -193,44 +193,6 @@ def save_comparison(path: Path, specification: RunSpec, comparison: Comparison) 
     write_atomic(path, json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> None:
-    """Draw accuracy by round beside the alternatives, as PNG.
-
-    Raises:
-        UnavailableError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-
-        mpl.use("Agg")  # no display
-        from matplotlib import pyplot as plt  # noqa: PLC0415
-        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-    except ImportError as error:
-        raise UnavailableError(
-            "E-EXTRA-MISSING",
-            "expected matplotlib, for the plot",
-            hint='install it: pip install "tacit[audit]"',
-        ) from error
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    rounds = sorted(comparison.by_round)
-    axes.plot(rounds, [comparison.by_round[k] for k in rounds], marker="o", ms=3, label=FEDERATED)
-    styles = {"pooled": ("tab:green", "--"), "alone": ("tab:gray", ":"), "trivial": ("k", "-.")}
-    named = False
-    for row in comparison.rows[1:]:
-        colour, line = styles[row.kind]
-        label = row.model if row.kind != "alone" else ("_" if named else "each owner alone")
-        named = named or row.kind == "alone"
-        axes.axhline(row.overall.accuracy, color=colour, linestyle=line, lw=1.2, label=label)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("accuracy on all held-out records")
-    axes.set_title(_title(specification, comparison), fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
-    axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def _row(
     model: tuple[str, str, float | None],
     specification: RunSpec,
@@ -273,13 +235,3 @@ def _trivial_row(specification: RunSpec, sets: Mapping[str, PreparedSets]) -> Ro
 def _epsilon(specification: RunSpec, records: int) -> float | None:
     plan = privacy_plan(specification, records=records)
     return plan.epsilon if plan.is_private else None
-
-
-def _title(specification: RunSpec, comparison: Comparison) -> str:
-    epsilon = comparison.row("federated").epsilon
-    if epsilon is None:
-        return f"{specification.name}: no differential privacy"
-    return (
-        f"{specification.name}: ({epsilon:.2g}, {comparison.delta:g})-DP per record "
-        f"at each owner (add/remove)"
-    )
