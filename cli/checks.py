@@ -6,15 +6,17 @@ same words about the same file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tacit.core.configuration import load_config, read_config_text
-from tacit.core.errors import ConfigError
+from tacit.core.errors import ConfigError, TacitError
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,13 @@ class Checked:
         specification: the resolved run.
         source: the file's text.
         summary: what it means, for people.
+        warnings: what does not hinder the run here, but is likely to hinder it at its owners.
     """
 
     specification: RunSpec
     source: str
     summary: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
 def check_run(file: Path, *, records: int) -> Checked:
@@ -64,7 +68,36 @@ def check_run(file: Path, *, records: int) -> Checked:
         "privacy": _privacy_summary(specification, records),
         "specification_sha256": specification_sha256(canonical_json(specification)),
     }
-    return Checked(specification=specification, source=source, summary=summary)
+    warnings = tuple(_warnings(specification, summary["privacy"].get("epsilon"), records))
+    return Checked(
+        specification=specification,
+        source=source,
+        summary=summary | {"warnings": warnings},
+        warnings=warnings,
+    )
+
+
+def _warnings(specification: RunSpec, epsilon: float | None, records: int) -> Iterator[str]:
+    """Yield what an owner's policy refuses unless they change it, and what is not installed here.
+
+    The rules are the node's own, held against a client.toml that says nothing of policy.
+    """
+    from tacit.client.approvals import Offer, refusals  # noqa: PLC0415 - keeps --help quick
+    from tacit.client.configuration import ClientConfig, DataSet  # noqa: PLC0415
+    from tacit.core.artifacts import sha256_app_files  # noqa: PLC0415
+
+    data_set = DataSet(path=Path(os.devnull), records=max(1, records))
+    config = ClientConfig(data_sets={specification.data_set: data_set})
+    offer = Offer(specification=specification, epsilon=epsilon, isolated=True)
+    for error in refusals(offer, config):
+        yield f"an owner's default policy refuses this run: {error.message} [{error.code}]"
+    app = specification.app
+    for name in (app.client, app.server) if app is not None else ():
+        try:
+            if name:
+                sha256_app_files(name.partition(":")[0])
+        except TacitError as error:
+            yield f"{error.message} [{error.code}]"
 
 
 def _verify_initial(file: Path, specification: RunSpec) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.checks import check_run
-from tacit.cli.output import Table, emit, foreign_output_aside
+from tacit.cli.output import Table, emit, foreign_output_aside, visible
 from tacit.cli.progress import RoundProgress
 from tacit.core.errors import AppError, UnavailableError
 from tacit.core.specification import canonical_json
@@ -22,6 +22,7 @@ from tacit.core.specification import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tacit.cli.checks import Checked
     from tacit.core.specification import RunSpec
     from tacit.protos.control_client import ControlClient
     from tacit.protos.control_pb2 import Run
@@ -56,7 +57,9 @@ def check(
     """Check a run.toml, the strategy and the model, and say what the run would cost in privacy."""
     with foreign_output_aside():  # a model factory of the operator's own may print
         checked = check_run(file, records=records)
-    emit(checked.summary, json=json)
+    emit(checked.summary if json else _without_warnings(checked), json=json)
+    if not json:
+        _warn(checked)
 
 
 @app.command()
@@ -73,6 +76,7 @@ def submit(
         checked = check_run(file, records=0)
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
+    _warn(checked)
     with _connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
         with foreign_output_aside():
             initial = _initial_file(file, checked.specification, Path(folder))
@@ -183,6 +187,15 @@ def pull(
     total = sum(file.bytes for file in files)
     value = {"run_id": run_id, "folder": folder.resolve(), "files": len(files), "bytes": total}
     emit(value, json=json)
+
+
+def _without_warnings(checked: Checked) -> dict[str, Any]:
+    return {key: value for key, value in checked.summary.items() if key != "warnings"}
+
+
+def _warn(checked: Checked) -> None:
+    for text in checked.warnings:
+        typer.echo(f"warning: {visible(text)}", err=True)
 
 
 def _initial_file(file: Path, specification: RunSpec, folder: Path) -> Path:

@@ -72,6 +72,56 @@ def test_check_refuses_with_code_and_remedy(
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ([("[participation]", "[evaluation]\nevery = 1\n[participation]")], "EXACT-METRICS"),
+        ([("epsilon = 1.0", "epsilon = 8.0")], "EPSILON"),
+        ([("min_clients = 4", "min_clients = 1")], "COHORT"),
+    ],
+)
+def test_check_warns_of_what_an_owner_refuses_by_default(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[str, str]],
+    code: str,
+) -> None:
+    """The node's own rules, held against a policy that says nothing, speak before it is asked."""
+    file = changed(tmp_path, *changes)
+    assert run(["run", "check", file, "--records", "90"]) == 0
+    said = capsys.readouterr()
+    assert f"[E-POLICY-{code}]" in said.err
+    assert "warning" not in said.out
+    assert run(["run", "check", file, "--records", "90", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert f"[E-POLICY-{code}]" in warning
+
+
+def test_check_has_nothing_against_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that an owner's default policy admits brings no warning."""
+    assert run(["run", "check", str(HEART), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["warnings"] == []
+    assert said.err == ""
+
+
+def test_check_warns_of_an_app_that_is_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mode none, an app that nobody allowed, and one that is not installed, are each named."""
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'name = "mine"\napp = {client = "no_such_package.app:app", server = "json:dumps"}\n'
+        'privacy = {mode = "none"}\nparticipation = {rounds = 1}\nresults = {train = {}}\n'
+    )
+    assert run(["run", "check", str(path), "--json"]) == 0
+    text = " ".join(json.loads(capsys.readouterr().out)["warnings"])
+    assert "[E-POLICY-MODE]" in text
+    assert "[E-POLICY-APP]" in text
+    assert "no_such_package" in text
+    assert text.count("[E-APP-MISSING]") == 1
+
+
 def test_events_become_one_line_each() -> None:
     """A round, a failure and the end read as sentences; fields of later versions do not break."""
 
