@@ -35,19 +35,17 @@ def command(*, out: OutOption = None, json: JsonOption = False) -> None:
     with RoundProgress(rounds, quiet=json) as progress:
         done = run_demo(folder, say=progress.say, watch=progress.show)
         progress.say("Demo: scores the model, and trains the alternatives for comparison")
-    from tacit.cli.simulate import show_comparison  # noqa: PLC0415
+    from tacit.cli.simulate import plotted, show_comparison  # noqa: PLC0415
     from tacit.simulation.comparison import compare, save_comparison  # noqa: PLC0415
     from tacit.simulation.owners import owner_sets  # noqa: PLC0415
-    from tacit.simulation.plot import save_plot  # noqa: PLC0415
 
     sets = {owner.name: owner_sets(done.specification, owner) for owner in done.owners}
     comparison = compare(done.specification, sets, done.folder)
-    table, plot = folder / "comparison.json", folder / "comparison.png"
+    table = folder / "comparison.json"
     save_comparison(table, done.specification, comparison)
-    save_plot(plot, done.specification, comparison)
     result = {
         "run_folder": done.folder.path.resolve(),
-        "plot": plot.resolve(),
+        "plot": plotted(folder / "comparison.png", done.specification, comparison),
         "table": table.resolve(),
         "seconds": round(time.monotonic() - began, 1),
     }

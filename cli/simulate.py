@@ -13,6 +13,7 @@ import typer
 from tacit.cli.checks import check_run
 from tacit.cli.output import emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
+from tacit.core.errors import UnavailableError
 from tacit.core.events import EventKind
 from tacit.core.logs import configure_logging
 from tacit.core.specification import PrivacyMode
@@ -153,10 +154,9 @@ def _report(
     }
     if comparison is not None:
         from tacit.simulation.comparison import save_comparison  # noqa: PLC0415
-        from tacit.simulation.plot import save_plot  # noqa: PLC0415
 
         save_comparison(done.folder.path / "comparison.json", specification, comparison)
-        save_plot(done.folder.path / "comparison.png", specification, comparison)
+        plotted(done.folder.path / "comparison.png", specification, comparison)
         result["comparison"] = comparison
     if json:
         emit(result, json=True)
@@ -164,6 +164,18 @@ def _report(
     if comparison is not None:
         show_comparison(specification, comparison)
     print(f"Run folder: {result['folder']}")  # noqa: T201 - the verb's result
+
+
+def plotted(path: Path, specification: RunSpec, comparison: Comparison) -> Path | None:
+    """Draw the comparison; without matplotlib, which is an extra, say so and go on."""
+    from tacit.simulation.plot import save_plot  # noqa: PLC0415 - see _tried
+
+    try:
+        save_plot(path, specification, comparison)
+    except UnavailableError as error:
+        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)
+        return None
+    return path.resolve()
 
 
 def show_comparison(specification: RunSpec, comparison: Comparison) -> None:

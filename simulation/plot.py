@@ -33,7 +33,7 @@ def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> Non
         raise UnavailableError(
             "E-EXTRA-MISSING",
             "expected matplotlib, for the plot",
-            hint='install it: pip install "tacit[audit]"',
+            hint="install it: pip install matplotlib",
         ) from error
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     draw(axes, comparison)

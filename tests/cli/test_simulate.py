@@ -35,6 +35,22 @@ def test_simulate_deals_data_out_and_compares(
     assert "E-RUN-FOLDER" in capsys.readouterr().err
 
 
+def test_without_matplotlib_there_is_a_table_and_no_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing extra costs the picture, not the trial that was made."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    data, out = write_data(tmp_path / "data.csv"), tmp_path / "out"
+    arguments = ["--clients", "2", "--data", str(data), "--out", str(out)]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 0
+    said = capsys.readouterr()
+    assert "all data pooled" in said.out
+    assert "No plot: expected matplotlib" in said.err
+    assert (out / "comparison.json").exists()
+    assert not (out / "comparison.png").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [
