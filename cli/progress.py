@@ -9,6 +9,7 @@ from tacit.cli.output import visible
 from tacit.core.events import Event, EventKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from rich.progress import Progress
@@ -61,6 +62,11 @@ class RoundProgress:
         if self._quiet:
             return
         line = line_of(event, self._rounds)
+        if self._bar is not None and event.kind in _STATES:
+            state = _STATES[event.kind](event.fields)
+            self._bar.update(self._task, description=state, refresh=True)
+            if event.kind is EventKind.RUN_WAITING:
+                return  # the owners' words stand above the bar already
         if event.kind is EventKind.ROUND_FINISHED:
             number = int(event.fields["round"])
             if number <= self._shown:
@@ -104,6 +110,18 @@ _LINES = {
 }
 
 
+def _waits(fields: Mapping[str, Any]) -> str:
+    """Return how many of the owners are ready, or what else a run waits for, without the names."""
+    return visible(str(fields.get("reason", "")).partition(": ")[0])
+
+
+_STATES: Mapping[EventKind, Callable[[Mapping[str, Any]], str]] = {
+    EventKind.RUN_WAITING: _waits,
+    EventKind.RUN_STARTED: lambda _: "rounds",
+    EventKind.ROUND_STARTED: lambda _: "rounds",
+}
+
+
 def _metrics(metrics: object) -> str:
     if not isinstance(metrics, dict) or not metrics:
         return ""
@@ -125,7 +143,7 @@ def _make_bar(rounds: int, stream: TextIO) -> tuple[Progress, Any]:
     )
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -186,11 +186,15 @@ def show_comparison(specification: RunSpec, comparison: Comparison) -> None:
 
     width = None if sys.stdout.isatty() else 118
     console = Console(width=width, highlight=False)
-    console.print(comparison_table(comparison))
+    table = comparison_table(comparison)
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    if natural > console.width:  # rows that wrap are hard to compare
+        table = comparison_table(comparison, by_owner=False)
+    console.print(table)
     if specification.privacy.mode is not PrivacyMode.NONE:
         console.print(
-            "The table itself is exact: whoever holds all the data made it, and it carries no "
-            "noise.\nIn a real run nobody could; each owner compares at home.",
+            "The table itself is exact: whoever holds all the data made it, with no noise.\n"
+            "In a real run nobody could; each owner compares at home.",
         )
 
 

@@ -161,7 +161,7 @@ class StrategyRun:
             if not told:
                 self._event(
                     EventKind.RUN_WAITING,
-                    reason=f"round {number}: {len(nodes)} of {needed} needed clients are connected",
+                    reason=f"{len(nodes)} of {needed} needed clients are ready, for round {number}",
                     approved=len(nodes),
                     needed=needed,
                 )

@@ -140,29 +140,38 @@ def standard_error(score: Score) -> float:
     return math.sqrt(score.accuracy * (1.0 - score.accuracy) / max(1, score.examples))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return the table for a terminal; of many owners it shows the extremes."""
-    from rich.table import Table  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
+def comparison_table(comparison: Comparison, *, by_owner: bool = True) -> Table:
+    """Return the table for a terminal; of many owners it shows the extremes.
+
+    Args:
+        comparison: what it shows.
+        by_owner: with a column for each owner, unless there are many.
+    """
+    from rich import box  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
+    from rich.table import Table  # noqa: PLC0415
 
     sizes = comparison.rows[0].by_owner
-    owners = list(sizes) if len(sizes) <= SHOWN_OWNERS else []
+    owners = list(sizes) if by_owner and len(sizes) <= SHOWN_OWNERS else []
     error = standard_error(comparison.row("federated").overall)
     table = Table(
         title="Accuracy on held-out records",
-        caption=f"one standard error over all {comparison.rows[0].overall.examples}: {error:.3f}",
+        caption=f"one standard error: {error:.3f}",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
-    table.add_column("model")
+    table.add_column("model\nheld-out records", no_wrap=True)
     if comparison.delta is not None:
         table.add_column("epsilon", justify="right")
-    table.add_column(f"all ({comparison.rows[0].overall.examples})", justify="right")
-    table.add_column("loss", justify="right")
+    table.add_column(f"all\n{comparison.rows[0].overall.examples}", justify="right")
     for owner in owners:
-        table.add_column(f"{owner} ({sizes[owner].examples})", justify="right")
+        table.add_column(f"{owner}\n{sizes[owner].examples}", justify="right")
     for label, row in _shown_rows(comparison):
         cells = [label]
         if comparison.delta is not None:
             cells.append("-" if row.epsilon is None else f"{row.epsilon:.2f}")
-        cells += [f"{row.overall.accuracy:.3f}", f"{row.overall.loss:.3f}"]
+        cells.append(f"{row.overall.accuracy:.3f}")
         cells += [f"{row.by_owner[owner].accuracy:.3f}" for owner in owners]
         table.add_row(*cells, style="bold" if row.kind == "federated" else None)
     return table

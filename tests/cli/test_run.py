@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -162,6 +163,34 @@ def test_progress_is_shown_on_the_stream_that_the_verb_chose(
     with RoundProgress(2, quiet=True) as quiet:
         quiet.show(event)
         assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    """A stream that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_waiting_is_a_state_and_not_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar says how many are ready; owners' words are lines, and are not said twice."""
+    monkeypatch.setenv("TERM", "xterm")
+    reason = "1 of 2 needed clients are ready: 1 approved (ada)"
+    events = [
+        (EventKind.NODE_DECIDED, {"member": "ada", "verdict": "approved", "code": ""}),
+        (EventKind.RUN_WAITING, {"reason": reason, "approved": 1, "needed": 2}),
+        (EventKind.RUN_STARTED, {"cohort": ["ada", "va"]}),
+        (EventKind.ROUND_FINISHED, {"round": 1, "cohort": ["ada", "va"], "seconds": 1}),
+    ]
+    terminal = Terminal()
+    with RoundProgress(1, stream=terminal) as progress:
+        for number, (kind, fields) in enumerate(events, start=1):
+            progress.show(Event(sequence=number, at_s=0.0, kind=kind, fields=fields))
+    shown = terminal.getvalue()
+    assert "ada: approved" in shown
+    assert "1 of 2 needed clients are ready " in shown
+    assert "(ada)" not in shown
+    assert "1/1" in shown[shown.rindex("rounds ") :]
 
 
 def test_rounds_name_their_members() -> None:

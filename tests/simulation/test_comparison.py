@@ -42,7 +42,13 @@ def test_the_table_holds_every_model_and_every_owner(tmp_path: Path) -> None:
     assert comparison.by_round[3] == comparison.row("federated").overall.accuracy
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(comparison_table(comparison))
-    assert "owner-2 alone" in console.export_text()
+    shown = console.export_text()
+    assert "owner-2 alone" in shown
+    assert "owner-3" in shown.splitlines()[1]
+    narrow = Console(width=40, record=True, file=io.StringIO())
+    narrow.print(comparison_table(comparison, by_owner=False))
+    assert "owner-2 alone" in narrow.export_text(clear=False)
+    assert "owner-3" not in narrow.export_text().splitlines()[1]
     save_comparison(tmp_path / "comparison.json", run, comparison)
     plain = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["kind"] for row in plain["models"]] == kinds
