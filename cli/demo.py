@@ -54,6 +54,4 @@ def command(*, out: OutOption = None, json: JsonOption = False) -> None:
         return
     show_comparison(done.specification, comparison)
     emit(result, json=False)
-    typer.echo(
-        "Data: A. Janosi, W. Steinbrunn, M. Pfisterer, R. Detrano (UCI heart disease, 1988)."
-    )
+    typer.echo("Data: UCI heart disease (Janosi, Steinbrunn, Pfisterer, Detrano, 1988).")

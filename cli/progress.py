@@ -144,7 +144,7 @@ def _make_bar(rounds: int, stream: TextIO) -> tuple[Progress, Any]:
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=Console(file=stream),
