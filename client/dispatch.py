@@ -91,7 +91,7 @@ class Dispatcher:
                     self._spawn(self._close(task.closed.message_id))
                 case "ended":
                     verify_run_id(task.ended.run_id)
-                    self._spawn(self._end(task.ended.run_id, task.ended.status))
+                    self._spawn(self._end(task.ended))
                 case "draining":
                     logger.info("the server is about to stop")
                 case _:
@@ -258,15 +258,18 @@ class Dispatcher:
             await asyncio.wait([task])
         await self._in_thread(self._node.close_message, message_id)
 
-    async def _end(self, run_id: str, status: str) -> None:
+    async def _end(self, ended: fleet_pb2.RunEnded) -> None:
+        run_id, status = ended.run_id, ended.status[:40]
+        reason = ended.reason[:500]
         tasks = [task for name, task in self._messages.items() if name.startswith(f"{run_id}.")]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._offers.pop(run_id, None)
         self._delivery.files.end(run_id)
-        if await self._in_thread(self._node.end_run, run_id, status[:40]):
-            logger.info("run ended", extra={"fields": {"run": run_id, "status": status[:40]}})
+        if await self._in_thread(self._node.end_run, run_id, status, reason):
+            fields = {"run": run_id, "status": status, "reason": reason}
+            logger.info("run ended", extra={"fields": fields})
 
     def _chunk_bytes(self) -> int:
         wanted = self.link.joined.chunk_bytes if self.link is not None else CHUNK_BYTES

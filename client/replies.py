@@ -216,10 +216,10 @@ class Replies:
         if entry is not None:
             self.outbox.remove(entry.payload_file)
 
-    def forget_run(self, run_id: str, status: str) -> None:
+    def forget_run(self, run_id: str, status: str, reason: str) -> None:
         """Drop every reply, key and state of a run that is over."""
         run = self._store.load_run(run_id)
-        for entry in self._store.end_run(run_id, status):
+        for entry in self._store.end_run(run_id, status, reason):
             self.outbox.remove(entry.payload_file)
         if run is not None:
             self._states.remove(run.state_file)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STORE_NAME = "client.sqlite"
-_VERSION = 1
+_VERSION = 2
+_TO_VERSION_2 = "ALTER TABLE runs ADD COLUMN ended_reason TEXT NOT NULL DEFAULT '';"
 _SCHEMA = """
 CREATE TABLE runs (
   run_id TEXT PRIMARY KEY,
@@ -42,6 +43,7 @@ CREATE TABLE runs (
   offered_at_s REAL NOT NULL,
   decided_at_s REAL NOT NULL,
   ended TEXT NOT NULL DEFAULT '',
+  ended_reason TEXT NOT NULL DEFAULT '',
   state_manifest BLOB NOT NULL DEFAULT x'',
   state_file TEXT NOT NULL DEFAULT ''
 );
@@ -102,6 +104,7 @@ class RunRecord:
     offered_at_s: float
     decided_at_s: float
     ended: str = ""
+    ended_reason: str = ""
     state_manifest: bytes = b""
     state_file: str = ""
 
@@ -196,11 +199,14 @@ class Store:
         """Return all runs, the latest offer first."""
         return [_run_of(row) for row in self._rows("SELECT * FROM runs ORDER BY offered_at_s DESC")]
 
-    def end_run(self, run_id: str, status: str) -> list[OutboxEntry]:
+    def end_run(self, run_id: str, status: str, reason: str = "") -> list[OutboxEntry]:
         """Mark a run as ended, forget its outbox and keys; return the entries forgotten."""
         with self._transaction() as connection:
             rows = connection.execute("SELECT * FROM outbox WHERE run_id = ?", (run_id,)).fetchall()
-            connection.execute("UPDATE runs SET ended = ? WHERE run_id = ?", (status, run_id))
+            connection.execute(
+                "UPDATE runs SET ended = ?, ended_reason = ? WHERE run_id = ?",
+                (status, reason, run_id),
+            )
             connection.execute("DELETE FROM outbox WHERE run_id = ?", (run_id,))
             connection.execute("DELETE FROM noise_keys WHERE message_id LIKE ?", (f"{run_id}.%",))
         self._empty_log()
@@ -360,8 +366,9 @@ def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
             f"expected a store of version {_VERSION} or less, got {version}",
             hint="A later version of tacit wrote it: install that version.",
         )
-    if version == 0 and not read_only:
-        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
+    if version < _VERSION and not read_only:
+        change = _TO_VERSION_2 if version else _SCHEMA
+        connection.executescript(f"BEGIN;{change}PRAGMA user_version = {_VERSION};COMMIT;")
 
 
 def _insert_decision(connection: sqlite3.Connection, decision: Decision) -> int:

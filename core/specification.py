@@ -121,8 +121,10 @@ class ModelSpec:
             object.__setattr__(self, "hidden", _DEFAULT_HIDDEN.get(self.kind, ()))
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.kind is ModelKind.MODULE) != (self.factory is not None):
-            yield "factory", 'expected with kind = "module", and only there'
+        if self.kind is ModelKind.MODULE and self.factory is None:
+            yield "factory", 'missing: kind = "module" needs "package.module:function"'
+        if self.kind is not ModelKind.MODULE and self.factory is not None:
+            yield "factory", 'expected with kind = "module" only'
         if self.factory is not None and self.factory.count(":") != 1:
             yield "factory", f'expected "package.module:function", got {self.factory!r}'
         if any(width < 1 for width in self.hidden):
@@ -211,13 +213,14 @@ class PrivacySpec:
                 yield name, 'mode = "none" adds no noise: remove this key or choose another mode'
             return
         if len(given) != 1:
-            yield "epsilon", "expected exactly one of epsilon and noise_multiplier"
+            got = "both" if given else None
+            yield "epsilon", _expected("exactly one of epsilon and noise_multiplier", got)
         for name in (*given, "clip"):
             value = getattr(self, name)
             if value is None or not (math.isfinite(value) and value > 0):
-                yield name, f"expected a positive number, got {value}"
+                yield name, _expected("a positive number", value)
         if self.delta is None or not 0 < self.delta < 1:
-            yield "delta", f"expected 0 < delta < 1, got {self.delta}"
+            yield "delta", _expected("0 < delta < 1", self.delta)
         if not 0 < self.sample_rate <= 1:
             yield "sample_rate", f"expected 0 < rate <= 1, got {self.sample_rate}"
         if self.sampling is Sampling.FULL and self.sample_rate != 1.0:
@@ -415,10 +418,15 @@ class RunSpec:
                 if key in built_in:
                     yield key, "a run with [app] brings its own model and training"
             if not self.results:
-                yield "results", "a run with [app] declares what its replies may contain"
+                yield "results", "missing: a run with [app] declares what its replies may contain"
         for key in self.results:
             if key.split(".")[0] not in ("train", "evaluate", "query"):
                 yield f"results.{key}", "expected train, evaluate or query (or train.<action>)"
+
+
+def _expected(what: str, value: object) -> str:
+    """Return the text about a value that is wrong, or that a required key lacks."""
+    return f"missing: expected {what}" if value is None else f"expected {what}, got {value}"
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 - any field of a specification

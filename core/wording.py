@@ -9,7 +9,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +64,10 @@ def shown(raw: object, *, secret: bool) -> str:
         return str(raw).lower()
     text = repr(raw) if not isinstance(raw, str) else f"the text {json.dumps(raw)}"
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def some_of(names: Iterable[str], *, most: int = 5) -> str:
+    """Return names in order for a sentence or a table; of many the first few, and how many more."""
+    ordered = sorted(names)
+    more = [f"and {len(ordered) - most} more"] if len(ordered) > most else []
+    return ", ".join([*ordered[:most], *more])

@@ -33,6 +33,7 @@ BoolArray = npt.NDArray[np.bool_]
 TextArray = npt.NDArray[np.object_]
 
 _SHOWN_ROWS = 10
+_SHOWN_COLUMNS = 20
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 _BOOLEAN_WORDS = (("0", "false"), ("1", "true"))
 
@@ -119,7 +120,13 @@ def input_shape(data: DataSpec) -> tuple[int, ...]:
 def _encode_table(data: DataSpec, frame: pd.DataFrame) -> tuple[Float32Array, Int64Array]:
     _check_columns(data, frame)
     if frame.empty:
-        raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
+        names = [str(name) for name in frame.columns]
+        shown = ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
+        raise DataError(
+            "E-DATA-EMPTY",
+            f"expected records, the data set has none, only the columns {shown}",
+            hint="A CSV file holds one record per line below the line that names the columns.",
+        )
     violations = _Violations()
     blocks = [
         _encode_column(name, column, canonical_texts(frame[name]), violations)

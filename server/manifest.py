@@ -85,6 +85,11 @@ class RunManifest:
         manifest.write()
         return manifest
 
+    def member(self, node_id: str) -> str:
+        """Return the name of a node's member; its id where the daemon has not told."""
+        names: Mapping[str, str] = self._content.get("members", {})
+        return names.get(node_id, node_id)
+
     def add(self, entry: RoundEntry, *, durable: bool = True) -> None:
         """Add a finished round; with ``durable`` it survives a power cut."""
         self._content["rounds"].append(asdict(entry) | {"seconds": round(entry.seconds, 3)})

@@ -119,9 +119,10 @@ class PipePort:
         )
         self._call(pipe_pb2.GridRequest(checkpoint=checkpoint))
 
-    def done(self, *, failure: str = "", code: str = "") -> None:
-        """Say that the app is through, or why it failed."""
-        self._call(pipe_pb2.GridRequest(done=pipe_pb2.GridDone(failure=failure, code=code)))
+    def done(self, *, failure: str = "", code: str = "", hint: str = "") -> None:
+        """Say that the app is through, or why it failed and what to do."""
+        done = pipe_pb2.GridDone(failure=failure, code=code, hint=hint)
+        self._call(pipe_pb2.GridRequest(done=done))
 
     def _call(self, request: pipe_pb2.GridRequest) -> pipe_pb2.GridReply:
         self._calls += 1

@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,7 @@ from tacit.server.checkpoint import (
     seed_generators,
 )
 from tacit.server.manifest import RoundEntry, RunManifest
+from tacit.server.round_failure import failures_text, round_failed
 from tacit.server.strategies import build_strategy, restore_state, state_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class StrategyRun:
 
     def _train(self, number: int) -> RoundEntry:
         people = self._run.participation
-        reason = ""
+        reason, codes = "", dict[str, str]()
         for attempt in range(1, people.max_attempts + 1):
             began = time.monotonic()
             nodes = self._wait_for_nodes(number)
@@ -150,15 +150,11 @@ class StrategyRun:
             else:
                 reason = f"{people.min_clients} are needed"
             reason = f"{len(answered)} of {len(cohort)} replies are good and {reason}"
-            if failed:
-                counts = Counter(failed.values())
-                reason += "; " + ", ".join(f"{n} x {code}" for code, n in sorted(counts.items()))
+            codes = {self._manifest.member(node): code for node, code in failed.items()}
+            if codes:
+                reason += "; " + failures_text(codes)
             log.warning("round attempt failed", extra={"fields": {"round": number, "why": reason}})
-        raise AppError(
-            "E-ROUND-FAILED",
-            f"round {number} failed {people.max_attempts} times: {reason}",
-            hint="see the owners' codes in the events; raise round_deadline_s or max_attempts",
-        )
+        raise round_failed(number, attempts=people.max_attempts, reason=reason, failed=codes)
 
     def _wait_for_nodes(self, number: int) -> list[int]:
         needed = self._run.participation.min_clients
@@ -168,7 +164,7 @@ class StrategyRun:
             if not told:
                 self._event(
                     EventKind.RUN_WAITING,
-                    reason=f"round {number} needs more connected clients",
+                    reason=f"{len(nodes)} of {needed} needed clients are ready, for round {number}",
                     approved=len(nodes),
                     needed=needed,
                 )

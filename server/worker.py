@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tacit.core.artifacts import RunFolder
 from tacit.core.configuration import from_plain
-from tacit.core.errors import TacitError
+from tacit.core.errors import AppError, TacitError
 from tacit.core.logs import configure_logging
 from tacit.core.specification import RunSpec, specification_sha256
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
@@ -54,16 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when a run stops
     port = PipePort(Pipe(socket.socket(fileno=options.pipe)), options.spool)
     try:
-        failure, code = _work(options, port)
-        port.done(failure=failure, code=code)
+        error = _work(options, port)
+        if error is None:
+            port.done()
+        else:
+            port.done(failure=error.message, code=error.code, hint=error.hint)
     except PipeClosed:
         log.warning("the daemon is gone; it starts the run again when it is back")
         return EXIT_PIPE_CLOSED
     return 0
 
 
-def _work(options: argparse.Namespace, port: PipePort) -> tuple[str, str]:
-    """Run the task; return why it failed, or two empty strings."""
+def _work(options: argparse.Namespace, port: PipePort) -> TacitError | None:
+    """Run the task; return why it failed."""
     try:
         folder = RunFolder(options.folder)
         canonical = folder.specification.read_bytes()
@@ -81,11 +84,11 @@ def _work(options: argparse.Namespace, port: PipePort) -> tuple[str, str]:
         raise
     except TacitError as error:
         log.error("run failed", extra={"fields": {"code": error.code}}, exc_info=error)  # noqa: TRY400
-        return error.message, error.code
+        return error
     except Exception as error:
         log.exception("the app raised")
-        return f"{type(error).__name__}: {error}", "E-SERVER-APP-FAILED"
-    return "", ""
+        return AppError("E-SERVER-APP-FAILED", f"{type(error).__name__}: {error}")
+    return None
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -121,7 +121,10 @@ def test_ended_run_keeps_its_log_and_loses_its_replies(store: Store) -> None:
     """After the end only what the owner may want to see is left."""
     store.save_reply(entry(), released())
     store.noise_key(entry().message_id, 1, fresh=lambda: b"k" * 32)
-    assert store.end_run(RUN, "finished") == [entry()]
+    assert store.end_run(RUN, "stopped", "enough") == [entry()]
+    ended = store.load_run(RUN)
+    assert ended is not None
+    assert (ended.ended, ended.ended_reason) == ("stopped", "enough")
     assert store.list_replies() == []
     assert store.noise_key(entry().message_id, 1, fresh=lambda: b"n" * 32) == b"n" * 32
     assert len(store.list_decisions(limit=5)) == 1
@@ -144,6 +147,23 @@ def test_store_of_a_later_version_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         open_store(path)
     assert caught.value.code == "E-STORE-VERSION"
+
+
+def test_store_of_the_version_before_is_taken_up(tmp_path: Path) -> None:
+    """A store that knew no reason for an end keeps its runs, and can hold one from now on."""
+    path = tmp_path / "client.sqlite"
+    opened = open_store(path)
+    opened.save_run(run_record())
+    opened._connection.execute("ALTER TABLE runs DROP COLUMN ended_reason")
+    opened._connection.execute("PRAGMA user_version = 1")
+    opened.close()
+    opened = open_store(path)
+    assert opened.load_run(RUN) == run_record()
+    opened.end_run(RUN, "stopped", "enough")
+    ended = opened.load_run(RUN)
+    opened.close()
+    assert ended is not None
+    assert ended.ended_reason == "enough"
 
 
 def test_status_tells_runs_releases_and_reasons(store: Store) -> None:
