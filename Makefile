@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 PROTOS := records enrolment fleet control pipe
 export FLWR_TELEMETRY_ENABLED := 0
 export PYTHONDONTWRITEBYTECODE := 1
@@ -18,12 +19,16 @@ $(BIN)/python:
 	  || (echo "No virtual environment could be made: install python3.11-venv, or pip" && exit 1)
 
 # torch first and pinned: unpinned, it would pull gigabytes of GPU libraries.
-$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt
+$(DEMO_STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install -q -c constraints.txt -e . matplotlib
+	@touch $@
+
+$(STAMP): $(DEMO_STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,audit]"
 	@touch $@
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/tacit demo
 
 test: $(STAMP)

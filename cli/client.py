@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tacit.cli.output import Table, emit, plain, table_text
+from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.configuration import CHANGED, CONFIG_NAME, SAMPLE, file_digest
 from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
 from tacit.client.link import leave as leave_federation
@@ -233,6 +233,8 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         **_evaluation_cost(run),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
+        "ended": run.ended,
+        "ended_reason": run.ended_reason,
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
@@ -319,6 +321,8 @@ def _show(value: dict[str, Any]) -> None:
     for run in value["runs"]:
         if run["reason"]:
             typer.echo(f"  {run['run_id']}: {run['reason']}")
+        if run["ended_reason"]:  # words of another machine
+            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
     typer.echo("\nWhat left, and what did not (latest first)")
     typer.echo(table_text(_decisions_table(value["decisions"])))
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])

@@ -35,22 +35,17 @@ def command(*, out: OutOption = None, json: JsonOption = False) -> None:
     with RoundProgress(rounds, quiet=json) as progress:
         done = run_demo(folder, say=progress.say, watch=progress.show)
         progress.say("Demo: scores the model, and trains the alternatives for comparison")
-    from tacit.cli.simulate import show_comparison  # noqa: PLC0415
-    from tacit.simulation.comparison import (  # noqa: PLC0415
-        compare,
-        save_comparison,
-        save_plot,
-    )
+    from tacit.cli.simulate import plotted, show_comparison  # noqa: PLC0415
+    from tacit.simulation.comparison import compare, save_comparison  # noqa: PLC0415
     from tacit.simulation.owners import owner_sets  # noqa: PLC0415
 
     sets = {owner.name: owner_sets(done.specification, owner) for owner in done.owners}
     comparison = compare(done.specification, sets, done.folder)
-    table, plot = folder / "comparison.json", folder / "comparison.png"
+    table = folder / "comparison.json"
     save_comparison(table, done.specification, comparison)
-    save_plot(plot, done.specification, comparison)
     result = {
         "run_folder": done.folder.path.resolve(),
-        "plot": plot.resolve(),
+        "plot": plotted(folder / "comparison.png", done.specification, comparison),
         "table": table.resolve(),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -59,6 +54,4 @@ def command(*, out: OutOption = None, json: JsonOption = False) -> None:
         return
     show_comparison(done.specification, comparison)
     emit(result, json=False)
-    typer.echo(
-        "Data: A. Janosi, W. Steinbrunn, M. Pfisterer, R. Detrano (UCI heart disease, 1988)."
-    )
+    typer.echo("Data: UCI heart disease (Janosi, Steinbrunn, Pfisterer, Detrano, 1988).")

@@ -8,11 +8,13 @@ machine is stripped of control characters before it reaches a terminal.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json as json_module
+import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,11 +24,20 @@ import click
 from tacit.core.errors import TacitError
 from tacit.core.plain import plain
 
-__all__ = ["Table", "emit", "plain", "render_failure", "table_text", "visible"]
+__all__ = [
+    "Table",
+    "emit",
+    "foreign_output_aside",
+    "plain",
+    "render_failure",
+    "table_text",
+    "visible",
+]
 
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+_STDOUT, _STDERR = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,30 @@ def emit(
     else:
         text = _lines_of(plain(value))
     print(text, file=out)
+
+
+@contextlib.contextmanager
+def foreign_output_aside() -> Iterator[None]:
+    """Send to standard error what apps print meanwhile: standard output holds our result alone.
+
+    Somebody's app, factory or library may print when it is imported and when it runs, from Python
+    or not, and so may the processes that it starts.
+    """
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):  # one of the two is closed: nothing to mix
+            _flush_output()
+            saved = os.dup(_STDOUT)
+            stack.callback(os.close, saved)
+            os.dup2(_STDERR, _STDOUT)
+            stack.callback(os.dup2, saved, _STDOUT)
+            stack.callback(_flush_output)
+        yield
+
+
+def _flush_output() -> None:
+    """Write what Python holds back for the descriptor of standard output."""
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()
 
 
 def table_text(table: Table) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from tacit.cli.output import visible
 from tacit.core.events import Event, EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from rich.progress import Progress
@@ -20,20 +20,24 @@ INTERVAL = "-interval"  # what follows a metric's name where its noise is known
 class RoundProgress:
     """Shows events of one run as they come; use it as a context manager.
 
-    Nothing is shown when ``quiet``: scripts read the result.
+    Args:
+        rounds: how many rounds the run has.
+        stream: where it is shown: standard output where progress is what the verb is for,
+            otherwise (the default) standard error, beside the result.
+        quiet: show nothing: scripts read the result.
     """
 
-    def __init__(self, rounds: int, *, quiet: bool = False, terminal: bool | None = None) -> None:
+    def __init__(self, rounds: int, *, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._rounds = rounds
+        self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar: Progress | None = None
         self._task: Any = None
         self._shown = 0
 
     def __enter__(self) -> Self:
-        if self._terminal and not self._quiet:
-            self._bar, self._task = _make_bar(self._rounds)
+        if self._stream.isatty() and not self._quiet:
+            self._bar, self._task = _make_bar(self._rounds, self._stream)
             self._bar.start()
         return self
 
@@ -53,13 +57,18 @@ class RoundProgress:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - progress, beside the result
+            print(text, file=self._stream, flush=True)
 
     def show(self, event: Event) -> None:
         """Show one event."""
         if self._quiet:
             return
         line = line_of(event, self._rounds)
+        if self._bar is not None and event.kind in _STATES:
+            state = _STATES[event.kind](event.fields)
+            self._bar.update(self._task, description=state, refresh=True)
+            if event.kind is EventKind.RUN_WAITING:
+                return  # the owners' words stand above the bar already
         if event.kind is EventKind.ROUND_FINISHED:
             number = int(event.fields["round"])
             if number <= self._shown:
@@ -91,7 +100,7 @@ class _Lenient(dict[str, Any]):
 
 _LINES = {
     EventKind.RUN_QUEUED: "queued: {name}",
-    EventKind.RUN_WAITING: "waiting: {reason} ({approved} of {needed})",
+    EventKind.RUN_WAITING: "waiting: {reason}",
     EventKind.RUN_STARTED: "started with {owners} owners",
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
@@ -100,6 +109,18 @@ _LINES = {
     EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",
     EventKind.RUN_FAILED: "failed: {reason} [{code}]",
     EventKind.RUN_STOPPED: "stopped: {reason}",
+}
+
+
+def _waits(fields: Mapping[str, Any]) -> str:
+    """Return how many of the owners are ready, or what else a run waits for, without the names."""
+    return visible(str(fields.get("reason", "")).partition(": ")[0])
+
+
+_STATES: Mapping[EventKind, Callable[[Mapping[str, Any]], str]] = {
+    EventKind.RUN_WAITING: _waits,
+    EventKind.RUN_STARTED: lambda _: "rounds",
+    EventKind.ROUND_STARTED: lambda _: "rounds",
 }
 
 
@@ -131,7 +152,7 @@ def metric_texts(metrics: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _make_bar(rounds: int) -> tuple[Progress, Any]:
+def _make_bar(rounds: int, stream: TextIO) -> tuple[Progress, Any]:
     from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -142,10 +163,10 @@ def _make_bar(rounds: int) -> tuple[Progress, Any]:
     )
 
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=Console(file=stream),
     )
     return bar, bar.add_task("rounds", total=rounds)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json as json_module
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.output import Table, emit
+from tacit.cli.checks import check_run
+from tacit.cli.output import Table, emit, foreign_output_aside, visible
 from tacit.cli.progress import RoundProgress, metric_texts
-from tacit.core.configuration import load_config, read_config_text
-from tacit.core.errors import AppError, ConfigError, UnavailableError
-from tacit.core.specification import RunSpec, canonical_json, specification_sha256
+from tacit.core.errors import AppError, UnavailableError
+from tacit.core.specification import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tacit.cli.checks import Checked
+    from tacit.core.specification import RunSpec
     from tacit.protos.control_client import ControlClient
     from tacit.protos.control_pb2 import Run
 
@@ -43,21 +45,6 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """A run.toml that could be submitted.
-
-    Attributes:
-        specification: the resolved run.
-        source: the file's text.
-        summary: what it means, for people.
-    """
-
-    specification: RunSpec
-    source: str
-    summary: dict[str, Any]
-
-
 @app.command()
 def check(
     file: File,
@@ -68,7 +55,11 @@ def check(
     json: Json = False,
 ) -> None:
     """Check a run.toml, the strategy and the model, and say what the run would cost in privacy."""
-    emit(_checked(file, records=records).summary, json=json)
+    with foreign_output_aside():  # a model factory of the operator's own may print
+        checked = check_run(file, records=records)
+    emit(checked.summary if json else _without_warnings(checked), json=json)
+    if not json:
+        _warn(checked)
 
 
 @app.command()
@@ -81,14 +72,18 @@ def submit(
     json: Json = False,
 ) -> None:
     """Check a run.toml, make the initial weights, and queue the run at the server."""
-    checked = _checked(file, records=0)
+    with foreign_output_aside():
+        checked = check_run(file, records=0)
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
+    _warn(checked)
     with _connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
+        with foreign_output_aside():
+            initial = _initial_file(file, checked.specification, Path(folder))
         submission = Submission(
             canonical=canonical_json(checked.specification),
             source_toml=checked.source.encode(),
-            initial=_initial_file(file, checked.specification, Path(folder)),
+            initial=initial,
         )
         run_id = client.submit(submission)
         if watch:
@@ -129,7 +124,7 @@ def show(
     """Show one run: where it stands, what its owners said, how its rounds went."""
     with _connected(profile, home) as client:
         reply = client.show(client.find_run(run).run_id)
-    manifest = json_module.loads(reply.manifest_json) if reply.manifest_json else None
+    manifest = with_names(json_module.loads(reply.manifest_json)) if reply.manifest_json else None
     if json:
         specification = json_module.loads(reply.specification)
         value = {**_plain(reply.run), "specification": specification, "manifest": manifest}
@@ -138,7 +133,7 @@ def show(
     emit(_plain(reply.run), json=False)
     if manifest is not None and manifest.get("rounds"):
         last = manifest["rounds"][-1]
-        shown = {k: v for k, v in last.items() if v not in (None, {}, [])}
+        shown = {k: v for k, v in last.items() if v not in (None, {}, []) and k != "cohort"}
         shown |= {k: metric_texts(shown[k]) for k in ("metrics", "evaluation") if k in shown}
         emit({"last round": shown}, json=False)
 
@@ -182,114 +177,26 @@ def pull(
     *,
     json: Json = False,
 ) -> None:
-    """Fetch a run's folder: specification, weights, manifest and events; resumes where it broke."""
+    """Fetch a run's folder: specification, weights, manifest and events; resumes where it broke.
+
+    The folder must be new, empty, or that of the same run.
+    """
     with _connected(profile, home) as client:
         run_id = client.find_run(run).run_id
         folder = out or Path("runs") / run_id
-        files = client.list_files(run_id)
-        for file in files:
-            client.pull(run_id, file, folder)
+        files = client.pull_run(run_id, folder)
     total = sum(file.bytes for file in files)
     value = {"run_id": run_id, "folder": folder.resolve(), "files": len(files), "bytes": total}
     emit(value, json=json)
 
 
-def _checked(file: Path, *, records: int) -> Checked:
-    """Check everything that can be known before an owner is asked.
-
-    Raises:
-        ConfigError: the file, the strategy, the model or the privacy parameters are wrong.
-        RefusedError: this version has no mechanism for what the run promises.
-    """
-    from tacit.server.strategies import strategy_problems  # noqa: PLC0415 - keeps --help quick
-
-    source = read_config_text(file)
-    specification = load_config(file, RunSpec).value
-    own_server = specification.app is not None and bool(specification.app.server)
-    problems = () if own_server else tuple(strategy_problems(specification))
-    if problems:
-        raise ConfigError(
-            "E-STRATEGY",
-            f"{file.name} asks for a strategy that cannot be made",
-            problems=tuple(f"{file.name}: {key}: {text}" for key, text in problems),
-            hint="Names and parameters are those of Flower's strategy classes.",
-        )
-    _verify_initial(file, specification)
-    people = specification.participation
-    summary: dict[str, Any] = {
-        "name": specification.name,
-        "data_set": specification.data_set,
-        "model": _model_summary(specification),
-        "strategy": specification.strategy.wrapper or specification.strategy.name,
-        "rounds": people.rounds,
-        "min_clients": people.min_clients,
-        "privacy": _privacy_summary(specification, records),
-        **_evaluation_summary(specification),
-        "specification_sha256": specification_sha256(canonical_json(specification)),
-    }
-    return Checked(specification=specification, source=source, summary=summary)
+def _without_warnings(checked: Checked) -> dict[str, Any]:
+    return {key: value for key, value in checked.summary.items() if key != "warnings"}
 
 
-def _verify_initial(file: Path, specification: RunSpec) -> None:
-    if specification.app is None or specification.app.server:
-        return
-    if not specification.initial or not (file.parent / specification.initial).is_file():
-        raise ConfigError(
-            "E-INITIAL-MISSING",
-            "expected initial weights for a run with an app of its own and a named strategy",
-            hint='name a safetensors file: initial = "initial.safetensors"',
-        )
-
-
-def _model_summary(specification: RunSpec) -> dict[str, Any] | str:
-    if specification.model is None or specification.data is None:
-        return specification.app.client if specification.app is not None else "-"
-    # torch: a second and a half, and only here
-    from tacit.learning.models import build_model, check_model_fits  # noqa: PLC0415
-
-    model = build_model(specification.model, specification.data)
-    check_model_fits(model, specification.data)
-    parameters = sum(value.numel() for value in model.state_dict().values())
-    return {"kind": specification.model.kind, "parameters": parameters}
-
-
-def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
-    from tacit.privacy.plan import privacy_plan  # noqa: PLC0415 - half a second
-
-    privacy = specification.privacy
-    assumed = records or (int(0.5 / privacy.delta) if privacy.delta else 1)
-    plan = privacy_plan(specification, records=max(1, assumed))
-    if not plan.is_private:
-        return {"mode": plan.mode, "note": "no noise: every reply is exact"}
-    summary = {
-        "mode": plan.mode,
-        "unit": plan.unit,
-        "relation": plan.relation,
-        "epsilon": plan.epsilon,
-        "delta": plan.delta,
-        "steps": plan.steps,
-        "noise_multiplier": plan.noise_multiplier,
-        "clip": plan.clip,
-    }
-    if records or privacy.normaliser:
-        summary["normaliser"] = plan.normaliser
-    return summary
-
-
-def _evaluation_summary(specification: RunSpec) -> dict[str, Any]:
-    if not specification.noises("evaluate"):
-        return {}
-    from tacit.privacy.evaluation_plan import evaluation_plan  # noqa: PLC0415 - half a second
-
-    plan = evaluation_plan(specification)
-    summary = {
-        "evaluations": plan.releases,
-        "epsilon": plan.epsilon,
-        "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "loss_bound": plan.loss_bound,
-    }
-    return {"evaluation": summary}
+def _warn(checked: Checked) -> None:
+    for text in checked.warnings:
+        typer.echo(f"warning: {visible(text)}", err=True)
 
 
 def _initial_file(file: Path, specification: RunSpec, folder: Path) -> Path:
@@ -338,7 +245,7 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
 
     rounds = client.find_run(run_id).rounds
     sequence, last, told = 0, None, False
-    with RoundProgress(rounds, quiet=json) as progress:
+    with RoundProgress(rounds, stream=sys.stdout, quiet=json) as progress:
         while last is None or not last.kind.ends_run:
             try:
                 for event in client.watch(run_id, after=sequence):
@@ -357,7 +264,22 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
     if last.kind is not EventKind.RUN_FINISHED:
         fields = last.fields
         code = str(fields.get("code") or "E-RUN-STOPPED")
-        raise AppError(code, f"run {run_id} {last.kind.value[4:]}: {fields.get('reason') or '-'}")
+        reason = f"run {run_id} {last.kind.value[4:]}: {fields.get('reason') or '-'}"
+        raise AppError(code, reason, hint=str(fields.get("hint") or ""))
+
+
+def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest whose rounds also say what the nodes' members are called.
+
+    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed`` goes by name.
+    """
+    names: dict[str, str] = manifest.get("members", {})
+    rounds = []
+    for entry in manifest["rounds"]:
+        members = [names.get(str(node_id), str(node_id)) for node_id in entry["cohort"]]
+        failed = {names.get(node_id, node_id): code for node_id, code in entry["failed"].items()}
+        rounds.append(entry | {"members": members, "failed": failed})
+    return manifest | {"rounds": rounds}
 
 
 def _plain(run: Run) -> dict[str, Any]:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import secrets
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.output import emit
+from tacit.cli.checks import check_run
+from tacit.cli.output import emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
-from tacit.core.configuration import load_config
+from tacit.core.errors import UnavailableError
+from tacit.core.events import EventKind
 from tacit.core.logs import configure_logging
-from tacit.core.specification import PrivacyMode, RunSpec
+from tacit.core.specification import PrivacyMode
 
 if TYPE_CHECKING:
+    from tacit.cli.checks import Checked
+    from tacit.core.events import Event
+    from tacit.core.specification import RunSpec
     from tacit.simulation.comparison import Comparison
     from tacit.simulation.federation import Simulated
+    from tacit.simulation.owners import Owner
 
 FileArgument = Annotated[Path, typer.Argument(help="The run.toml to try.")]
 ClientsOption = Annotated[
@@ -54,40 +61,86 @@ def command(
     and no isolation. Ends with a table of the federated model, each owner alone, all data pooled
     and a trivial guess, since here all data are in one place.
     """
+    configure_logging("simulate", level="WARNING")
+    with foreign_output_aside():
+        checked = check_run(file, records=0)
+    specification = checked.specification
+    folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
+    rounds = specification.participation.rounds
+    with foreign_output_aside(), RoundProgress(rounds, quiet=json) as progress:
+        trial = Trial(file=file, checked=checked, folder=folder, data=data, clients=clients)
+        done, comparison = _tried(trial, workers=workers, progress=progress)
+    _report(specification, done, comparison, json=json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is to be tried, and on which data.
+
+    Attributes:
+        file, checked: the run.toml, and what it resolves to.
+        folder: the run folder; new or empty.
+        data, clients: the options of these names.
+    """
+
+    file: Path
+    checked: Checked
+    folder: Path
+    data: Path | None
+    clients: int | None
+
+
+def _tried(
+    trial: Trial, *, workers: int, progress: RoundProgress
+) -> tuple[Simulated, Comparison | None]:
+    """Run the trial; a failure before the first round leaves nothing behind."""
     # torch, opacus and flwr: four seconds that no other verb pays
     from tacit.server.app import quiet_flower  # noqa: PLC0415
     from tacit.simulation.federation import simulate  # noqa: PLC0415
-    from tacit.simulation.owners import bare_owners, owner_sets, owners_in  # noqa: PLC0415
+    from tacit.simulation.new_folder import NewFolder  # noqa: PLC0415
+    from tacit.simulation.owners import owner_sets  # noqa: PLC0415
 
-    configure_logging("simulate", level="WARNING")
     quiet_flower()
-    specification = load_config(file, RunSpec).value
-    folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
-    seed = specification.training.seed if specification.training is not None else 0
-    if specification.data is None:
-        owners = bare_owners(clients)
-    else:
-        scratch = folder / "shares"
-        owners = owners_in(data or file.parent, clients=clients, scratch=scratch, seed=seed)
-    initial = file.parent / specification.initial if specification.initial else None
-    with RoundProgress(specification.participation.rounds, quiet=json) as progress:
+    specification = trial.checked.specification
+    with NewFolder(trial.folder) as new_folder:
+
+        def watch(event: Event) -> None:
+            if event.kind is EventKind.RUN_STARTED:
+                new_folder.keep()
+            progress.show(event)
+
+        owners = _owners(trial)
+        initial = trial.file.parent / specification.initial if specification.initial else None
         done = simulate(
             specification,
             owners,
-            folder,
-            source_toml=file.read_text(),
+            trial.folder,
+            source_toml=trial.checked.source,
             initial=initial,
             workers=workers,
-            watch=progress.show,
+            watch=watch,
         )
-    comparison = None
     training = specification.training
-    if training is not None and training.validation_fraction > 0:
-        from tacit.simulation.comparison import compare  # noqa: PLC0415
+    if training is None or training.validation_fraction == 0:
+        return done, None
+    from tacit.simulation.comparison import compare  # noqa: PLC0415
 
-        sets = {owner.name: owner_sets(specification, owner) for owner in owners}
-        comparison = compare(specification, sets, done.folder)
-    _report(specification, done, comparison, json=json)
+    sets = {owner.name: owner_sets(specification, owner) for owner in owners}
+    return done, compare(specification, sets, done.folder)
+
+
+def _owners(trial: Trial) -> list[Owner]:
+    from tacit.simulation.owners import bare_owners, owners_in  # noqa: PLC0415 - see _tried
+
+    specification = trial.checked.specification
+    if specification.data is None:
+        return bare_owners(trial.clients)
+    return owners_in(
+        trial.data or trial.file.parent,
+        specification,
+        clients=trial.clients,
+        scratch=trial.folder / "shares",
+    )
 
 
 def _report(
@@ -100,10 +153,10 @@ def _report(
         "payload_bytes": {"to_owners": done.bytes_sent, "from_owners": done.bytes_received},
     }
     if comparison is not None:
-        from tacit.simulation.comparison import save_comparison, save_plot  # noqa: PLC0415
+        from tacit.simulation.comparison import save_comparison  # noqa: PLC0415
 
         save_comparison(done.folder.path / "comparison.json", specification, comparison)
-        save_plot(done.folder.path / "comparison.png", specification, comparison)
+        plotted(done.folder.path / "comparison.png", specification, comparison)
         result["comparison"] = comparison
     if json:
         emit(result, json=True)
@@ -111,6 +164,18 @@ def _report(
     if comparison is not None:
         show_comparison(specification, comparison)
     print(f"Run folder: {result['folder']}")  # noqa: T201 - the verb's result
+
+
+def plotted(path: Path, specification: RunSpec, comparison: Comparison) -> Path | None:
+    """Draw the comparison; without matplotlib, which is an extra, say so and go on."""
+    from tacit.simulation.plot import save_plot  # noqa: PLC0415 - see _tried
+
+    try:
+        save_plot(path, specification, comparison)
+    except UnavailableError as error:
+        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)
+        return None
+    return path.resolve()
 
 
 def show_comparison(specification: RunSpec, comparison: Comparison) -> None:
@@ -121,11 +186,15 @@ def show_comparison(specification: RunSpec, comparison: Comparison) -> None:
 
     width = None if sys.stdout.isatty() else 118
     console = Console(width=width, highlight=False)
-    console.print(comparison_table(comparison))
+    table = comparison_table(comparison)
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    if natural > console.width:  # rows that wrap are hard to compare
+        table = comparison_table(comparison, by_owner=False)
+    console.print(table)
     if specification.privacy.mode is not PrivacyMode.NONE:
         console.print(
-            "The table itself is exact: whoever holds all the data made it, and it carries no "
-            "noise.\nIn a real run nobody could; each owner compares at home.",
+            "The table itself is exact: whoever holds all the data made it, with no noise.\n"
+            "In a real run nobody could; each owner compares at home.",
         )
 
 

@@ -30,7 +30,7 @@ from tacit.core.specification import (
 from tacit.privacy.spec import BUILT_MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WEIGHT = "num-examples"  # leaves as 1 under client-local; see client/update.py
 BUILT_IN_APP = "tacit.learning.app:app"
@@ -306,14 +306,20 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
 )
 
 
-def judge(offer: Offer, config: ClientConfig) -> Judgement:
-    """Hold an offered run against the policy, and say whether a person must be asked."""
+def refusals(offer: Offer, config: ClientConfig) -> Iterator[RefusedError]:
+    """Yield what the policy has against an offered run, in the order of the rules."""
     for rule in RULES:
         try:
             rule(offer, config)
         except RefusedError as error:
-            reason = f"{error.message}. {error.hint}".removesuffix(". ")
-            return Judgement(verdict=Verdict.DENIED, code=error.code, reason=reason)
+            yield error
+
+
+def judge(offer: Offer, config: ClientConfig) -> Judgement:
+    """Hold an offered run against the policy, and say whether a person must be asked."""
+    for error in refusals(offer, config):
+        reason = f"{error.message}. {error.hint}".removesuffix(". ")
+        return Judgement(verdict=Verdict.DENIED, code=error.code, reason=reason)
     if config.policy.approve is Approval.RULE:
         name = _fitting_rule(offer, config)
         if name is not None:

@@ -1,25 +1,25 @@
 """One instruction from the server to the node, and its reply back: resumed, never repeated.
 
-A Fetch goes on where the last one broke; a Submit first tells what it sends, and asks how much of
-it is there already after a break. A reply whose receipt does not carry our digest was not received.
-Bytes are written to a sealed nameless file as they come, so that the worker can map them.
+A Fetch goes on where the last one broke, and is then compared with the instruction's digest; what
+came in one stream TLS has already vouched for. A Submit first tells what it sends, and asks how
+much of it is there already after a break. A reply whose receipt does not carry our digest was not
+received.
+Bytes are written to a nameless file as they come, which the worker maps read-only; the next
+instruction of the run is written into the same file once no mapping of it is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import hashlib
 import logging
 import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tacit.client.payload import DescriptorPayload, anonymous_file
+from tacit.client.payload import DescriptorPayload, InstructionFiles, reader_of
 from tacit.core.errors import ProtocolError
 from tacit.protos import fleet_pb2
 from tacit.protos.frames import ChunkSequence, DecodedFrame, encode_chunk, encode_head
@@ -45,16 +45,22 @@ class Download:
     """The part of an instruction that has come so far.
 
     Attributes:
+        run_id: whose instruction it is.
+        files: where the file comes from and goes to.
         head: its head; None before the first frame.
         descriptor: the nameless file with its bytes; -1 before the first frame.
+        reusable: whether the file may serve again: it is known who reads it.
         chunks: what is expected next.
-        digest: of the bytes so far.
+        resumed: whether it came in more than one stream.
     """
 
+    run_id: str
+    files: InstructionFiles
     head: fleet_pb2.InstructionHead | None = None
     descriptor: int = -1
+    reusable: bool = False
     chunks: ChunkSequence = field(default_factory=lambda: ChunkSequence(0))
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    resumed: bool = False
 
     def begin(self, head: fleet_pb2.InstructionHead) -> None:
         """Take a head; a head other than before starts anew.
@@ -66,10 +72,11 @@ class Download:
             if self.head.manifest != head.manifest or self.head.attempt != head.attempt:
                 self.drop()
                 raise ProtocolError("E-FETCH-CHANGED", "the instruction changed while it was read")
+            self.resumed = True
             return
         self.drop()
         self.head = head
-        self.descriptor = anonymous_file("tacit-instruction", folder=Path(tempfile.gettempdir()))
+        self.descriptor = self.files.take(self.run_id)
         self.chunks = ChunkSequence(head.manifest.payload_bytes)
 
     def accept(self, frame: DecodedFrame) -> None:
@@ -80,33 +87,46 @@ class Download:
         """
         offset = self.chunks.received
         data = self.chunks.accept(frame)
-        self.digest.update(data)
         while data.nbytes:
             written = os.pwrite(self.descriptor, data, offset)
             offset, data = offset + written, data[written:]
 
     def finish(self) -> DescriptorPayload:
-        """Return the whole instruction's bytes; they can no longer change.
+        """Return the whole instruction's bytes, for the caller to close; they stay until then.
 
         Raises:
             ProtocolError: bytes are missing, or are not those that the head names.
         """
         self.chunks.finish()
         head = self.head
-        if head is None or self.digest.digest() != head.manifest.payload_sha256:
+        if head is None:
+            raise ProtocolError("E-FETCH-EMPTY", "expected an instruction, got nothing")
+        os.ftruncate(self.descriptor, head.manifest.payload_bytes)
+        if self.resumed:
+            self._verify_digest(head.manifest.payload_sha256)
+        try:
+            reader = reader_of(self.descriptor)
+            self.reusable = True
+        except OSError:  # no /proc: then this file serves once
+            reader = os.dup(self.descriptor)
+        return DescriptorPayload(reader)
+
+    def _verify_digest(self, sha256: bytes) -> None:
+        digest = hashlib.sha256()
+        for piece in DescriptorPayload(self.descriptor).pieces():
+            digest.update(piece)
+        if digest.digest() != sha256:
             self.drop()
             raise ProtocolError("E-PAYLOAD-DIGEST", "the instruction's bytes are not those named")
-        with contextlib.suppress(OSError):  # a plain file has no seals; it is ours alone
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
-        return DescriptorPayload(self.descriptor)
 
     def drop(self) -> None:
         """Forget what has come."""
-        if self.descriptor >= 0:
+        if self.reusable:
+            self.files.give_back(self.run_id, self.descriptor)
+        elif self.descriptor >= 0:
             os.close(self.descriptor)
-        self.head, self.descriptor = None, -1
-        self.chunks, self.digest = ChunkSequence(0), hashlib.sha256()
+        self.head, self.descriptor, self.reusable = None, -1, False
+        self.chunks, self.resumed = ChunkSequence(0), False
 
 
 class Delivery:
@@ -116,6 +136,7 @@ class Delivery:
         self._node = node
         self._executor = executor
         self._chunk_bytes = chunk_bytes
+        self.files = InstructionFiles()
 
     async def fetch_and_answer(
         self, fleet: FleetAsyncStub, run_id: str, message_id: str, download: Download
@@ -134,7 +155,11 @@ class Delivery:
         if head is None:
             raise ProtocolError("E-FETCH-EMPTY", "expected an instruction, got nothing")
         payload = download.finish()
-        return await self._in_thread(self._node.answer, head, payload)
+        return await self._in_thread(self._answer, head, payload)
+
+    def _answer(self, head: fleet_pb2.InstructionHead, payload: DescriptorPayload) -> OutboxEntry:
+        with contextlib.closing(payload):  # here, since this goes on when the task is cancelled
+            return self._node.answer(head, payload)
 
     async def _fetch(
         self, fleet: FleetAsyncStub, run_id: str, message_id: str, download: Download

@@ -91,7 +91,7 @@ class Dispatcher:
                     self._spawn(self._close(task.closed.message_id))
                 case "ended":
                     verify_run_id(task.ended.run_id)
-                    self._spawn(self._end(task.ended.run_id, task.ended.status))
+                    self._spawn(self._end(task.ended))
                 case "draining":
                     logger.info("the server is about to stop")
                 case _:
@@ -125,6 +125,7 @@ class Dispatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._delivery.files.close()
 
     def _start_offer(self, offer: fleet_pb2.RunOffer) -> None:
         earlier = self._offers.get(offer.run_id)
@@ -181,7 +182,7 @@ class Dispatcher:
         offer = self._offers.get(run_id)
         if offer is not None:
             await asyncio.wait([offer])
-        download = Download()
+        download = Download(run_id, self._delivery.files)
         try:
             entry = await self._persistently(
                 lambda link: self._delivery.fetch_and_answer(
@@ -257,13 +258,18 @@ class Dispatcher:
             await asyncio.wait([task])
         await self._in_thread(self._node.close_message, message_id)
 
-    async def _end(self, run_id: str, status: str) -> None:
-        for message_id, task in list(self._messages.items()):
-            if message_id.startswith(f"{run_id}."):
-                task.cancel()
+    async def _end(self, ended: fleet_pb2.RunEnded) -> None:
+        run_id, status = ended.run_id, ended.status[:40]
+        reason = ended.reason[:500]
+        tasks = [task for name, task in self._messages.items() if name.startswith(f"{run_id}.")]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._offers.pop(run_id, None)
-        if await self._in_thread(self._node.end_run, run_id, status[:40]):
-            logger.info("run ended", extra={"fields": {"run": run_id, "status": status[:40]}})
+        self._delivery.files.end(run_id)
+        if await self._in_thread(self._node.end_run, run_id, status, reason):
+            fields = {"run": run_id, "status": status, "reason": reason}
+            logger.info("run ended", extra={"fields": fields})
 
     def _chunk_bytes(self) -> int:
         wanted = self.link.joined.chunk_bytes if self.link is not None else CHUNK_BYTES

@@ -151,12 +151,9 @@ class Node:
 
         Raises:
             UnavailableError: it is gone.
+            ProtocolError: it is damaged.
         """
-        return (
-            self._replies.outbox.open_view(entry.payload_file)
-            if entry.payload_file
-            else memoryview(b"")
-        )
+        return self._replies.open(entry)
 
     def answer(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
         """Answer an instruction; the answer is stored before this returns.
@@ -247,10 +244,16 @@ class Node:
         """Forget an answer that is committed or no longer wanted, and its noise key."""
         self._replies.forget(message_id)
 
-    def end_run(self, run_id: str, status: str) -> bool:
+    def end_run(self, run_id: str, status: str, reason: str = "") -> bool:
         """Forget what a finished run needed; its split and its decisions stay.
 
-        Returns whether that is news.
+        Args:
+            run_id: which.
+            status: how it ended.
+            reason: what the operator said who stopped it.
+
+        Returns:
+            Whether that is news.
         """
         verify_run_id(run_id)
         run = self.store.load_run(run_id)
@@ -258,7 +261,7 @@ class Node:
             return False
         self._around.runner.end(run_id)
         with self._run_lock(run_id):
-            self._replies.forget_run(run_id, status)
+            self._replies.forget_run(run_id, status, reason)
             (self._runs.run_folder(run_id) / PREPARED_NAME).unlink(missing_ok=True)
             shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
         return True

@@ -4,6 +4,10 @@ A worker's payload is first copied into a file of the daemon's own, hashed as it
 checked and what is sent is that copy. The entry in the store names it. A reply is sent again, never
 trained again, until the server says that the round is committed. A file that no entry names is the
 rest of a crash, and is removed at the start.
+
+With ``journal = "kill"`` the file of a committed reply is written again for the next one
+(``core/spares.py``). A power cut may then leave old bytes under a new name, so what an earlier
+process stored is compared with its digest before it is sent.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tacit.core.errors import RefusedError, UnavailableError
+from tacit.core.errors import ProtocolError, RefusedError, UnavailableError
 from tacit.core.files import make_private_folder
+from tacit.core.spares import SMALLEST_BYTES, Spares
 from tacit.protos.payload import map_payload
 
 if TYPE_CHECKING:
@@ -49,10 +54,12 @@ class Outbox:
         durable: whether each file is flushed to the disk (``journal = "power"``).
     """
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    def __init__(self, folder: Path, *, durable: bool, spares: int = 0) -> None:
         make_private_folder(folder)
         self.folder = folder
         self.durable = durable
+        self._spares = Spares(folder, most=0 if durable else spares)
+        self._own: set[str] = set()  # what this process has stored
 
     def store(self, payload: Payload, name: str, *, max_bytes: int) -> StoredPayload:
         """Copy an untrusted payload into a file of our own.
@@ -68,8 +75,9 @@ class Outbox:
                 "E-POLICY-SIZE", f"expected at most {max_bytes} bytes, got {payload.size}"
             )
         try:
-            with _new_file(path) as descriptor:
+            with self._file_for(path, payload.size) as descriptor:
                 size, digest = _copy(payload, descriptor)
+                os.ftruncate(descriptor, size)
                 if self.durable:
                     os.fsync(descriptor)
         except OSError as error:
@@ -82,6 +90,7 @@ class Outbox:
             raise UnavailableError(
                 "E-OUTBOX", f"expected to write {path}: {error.strerror}"
             ) from error
+        self._own.add(name)
         return StoredPayload(name=name, size=size, sha256=digest)
 
     def open_view(self, name: str) -> memoryview:
@@ -95,9 +104,19 @@ class Outbox:
         except OSError as error:
             raise UnavailableError("E-OUTBOX", f"expected the stored reply {name}") from error
 
+    def verify(self, name: str, view: memoryview, sha256: bytes) -> None:
+        """Check the bytes of a payload that an earlier process has stored.
+
+        Raises:
+            ProtocolError: a power cut has damaged them (E-OUTBOX-DAMAGED).
+        """
+        if name not in self._own and hashlib.sha256(view).digest() != sha256:
+            raise ProtocolError("E-OUTBOX-DAMAGED", f"expected the stored reply {name} to be whole")
+
     def remove(self, name: str) -> None:
-        """Delete a payload file, if there is one."""
-        if name:
+        """Delete a payload file, if there is one; it may serve again."""
+        self._own.discard(name)
+        if name and self._spares.put(self.folder / name) is None:
             (self.folder / name).unlink(missing_ok=True)
 
     def sweep(self, keep: set[str]) -> None:
@@ -106,19 +125,23 @@ class Outbox:
             if path.name not in keep:
                 path.unlink(missing_ok=True)
 
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[int]:
-    """Open a file for writing in place of any older one; on failure nothing stays behind."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    @contextlib.contextmanager
+    def _file_for(self, path: Path, size: int) -> Iterator[int]:
+        """Open a file for writing in place of any older one; on failure nothing stays behind."""
+        taken = self._spares.take() if size >= SMALLEST_BYTES else None
+        if taken is None:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        else:
+            spare, descriptor = taken
+            spare.replace(path)
+        try:
+            yield descriptor
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def _copy(payload: Payload, descriptor: int) -> tuple[int, bytes]:

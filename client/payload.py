@@ -10,15 +10,17 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tacit.core.errors import ProtocolError
+from tacit.core.spares import hold, is_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PIECE_BYTES = 1 << 20  # stays in the second-level cache while it is hashed and written
 
@@ -91,6 +93,59 @@ def anonymous_file(name: str, *, folder: Path) -> int:
     descriptor, path = tempfile.mkstemp(dir=folder)
     os.unlink(path)  # noqa: PTH108 - as mkstemp returned it
     return descriptor
+
+
+class InstructionFiles:
+    """Nameless files that instructions are received into, one kept per run for its next one.
+
+    A file is used again only when the worker holds no mapping of the one before (``core/spares.py``
+    says how that is known): an app that keeps an array keeps its bytes. Not for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, int] = {}
+
+    def take(self, run_id: str) -> int:
+        """Return a descriptor for writing; the caller gives it back or closes it."""
+        kept = self._kept.pop(run_id, -1)
+        if kept >= 0 and not is_held(kept):
+            return kept
+        if kept >= 0:
+            os.close(kept)
+        return anonymous_file("tacit-instruction", folder=Path(tempfile.gettempdir()))
+
+    def give_back(self, run_id: str, descriptor: int) -> None:
+        """Keep a file for the run's next instruction."""
+        self.end(run_id)
+        if sys.platform == "linux":
+            self._kept[run_id] = descriptor
+        else:
+            os.close(descriptor)
+
+    def end(self, run_id: str) -> None:
+        """Forget a run."""
+        if run_id in self._kept:
+            os.close(self._kept.pop(run_id))
+
+    def close(self) -> None:
+        """Forget all."""
+        for run_id in list(self._kept):
+            self.end(run_id)
+
+
+def reader_of(descriptor: int) -> int:
+    """Open a file again, read-only, and held for as long as the new descriptor is open anywhere.
+
+    Raises:
+        OSError: this system does not let a file be opened by its descriptor.
+    """
+    reader = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        hold(reader)
+    except BaseException:
+        os.close(reader)
+        raise
+    return reader
 
 
 def open_view(payload: Payload) -> memoryview:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tacit.client.replies")
 
+_SPARES = 2  # a run has one reply at a time, and few run at once
 _RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _CODE = re.compile(r"E-[A-Z0-9-]{1,60}")
 _FOREIGN_CODES = frozenset(
@@ -85,7 +86,7 @@ class Replies:
     ) -> None:
         self._charges = charges
         durable = config.journal is Journal.POWER
-        self.outbox = Outbox(folder / "outbox", durable=durable)
+        self.outbox = Outbox(folder / "outbox", durable=durable, spares=_SPARES)
         self._states = Outbox(folder / "states", durable=durable)
         self._logs = folder.absolute() / "logs"
         self._config = config
@@ -100,6 +101,20 @@ class Replies:
         if entry is None or entry.attempt != head.attempt:
             return None
         return entry if entry.instruction_sha256 == head.manifest.payload_sha256 else None
+
+    def open(self, entry: OutboxEntry) -> memoryview:
+        """Map a stored answer for sending.
+
+        Raises:
+            UnavailableError: it is gone.
+            ProtocolError: it is damaged.
+        """
+        if not entry.payload_file:
+            return memoryview(b"")
+        view = self.outbox.open_view(entry.payload_file)
+        head = fleet_pb2.ReplyHead.FromString(entry.head)
+        self.outbox.verify(entry.payload_file, view, head.manifest.payload_sha256)
+        return view
 
     def store_answer(
         self,
@@ -273,10 +288,10 @@ class Replies:
         if entry is not None:
             self.outbox.remove(entry.payload_file)
 
-    def forget_run(self, run_id: str, status: str) -> None:
+    def forget_run(self, run_id: str, status: str, reason: str) -> None:
         """Drop every reply, key and state of a run that is over."""
         run = self._store.load_run(run_id)
-        for entry in self._store.end_run(run_id, status):
+        for entry in self._store.end_run(run_id, status, reason):
             self.outbox.remove(entry.payload_file)
         if run is not None:
             self._states.remove(run.state_file)

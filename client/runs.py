@@ -332,6 +332,7 @@ def _with_known(judged: RunRecord, known: RunRecord) -> RunRecord:
         state_manifest=known.state_manifest,
         state_file=known.state_file,
         ended=known.ended,
+        ended_reason=known.ended_reason,
     )
     if known.decided_by != "hand" or judged.verdict is Verdict.DENIED:
         return kept

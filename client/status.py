@@ -51,6 +51,7 @@ class RunStatus:
         epsilon: what the whole run costs each record; None without an account.
         released, refused, failed: messages by outcome.
         ended: how the run ended; empty while it has not.
+        ended_reason: what the operator said who stopped it.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class RunStatus:
     failed: int
     offered_at_s: float
     ended: str
+    ended_reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ def _run_status(run: RunRecord, store: Store) -> RunStatus:
         failed=outcomes.get("failed", 0),
         offered_at_s=run.offered_at_s,
         ended=run.ended,
+        ended_reason=run.ended_reason,
     )
 
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STORE_NAME = "client.sqlite"
-_VERSION = 2
-_HEADS = """
+_VERSION = 3
+_TO_VERSION_2 = "ALTER TABLE runs ADD COLUMN ended_reason TEXT NOT NULL DEFAULT '';"
+_TO_VERSION_3 = """
 CREATE TABLE ledger_heads (
   ledger TEXT PRIMARY KEY,
   entries INTEGER NOT NULL,
@@ -50,6 +51,7 @@ CREATE TABLE runs (
   offered_at_s REAL NOT NULL,
   decided_at_s REAL NOT NULL,
   ended TEXT NOT NULL DEFAULT '',
+  ended_reason TEXT NOT NULL DEFAULT '',
   state_manifest BLOB NOT NULL DEFAULT x'',
   state_file TEXT NOT NULL DEFAULT ''
 );
@@ -92,7 +94,7 @@ CREATE TABLE noise_keys (
 );
 """
 # What each later version adds, by the version that it makes.
-_ADDED = {2: _HEADS}
+_ADDED = {2: _TO_VERSION_2, 3: _TO_VERSION_3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ class RunRecord:
     offered_at_s: float
     decided_at_s: float
     ended: str = ""
+    ended_reason: str = ""
     state_manifest: bytes = b""
     state_file: str = ""
 
@@ -206,11 +209,14 @@ class Store:
         """Return all runs, the latest offer first."""
         return [_run_of(row) for row in self._rows("SELECT * FROM runs ORDER BY offered_at_s DESC")]
 
-    def end_run(self, run_id: str, status: str) -> list[OutboxEntry]:
+    def end_run(self, run_id: str, status: str, reason: str = "") -> list[OutboxEntry]:
         """Mark a run as ended, forget its outbox and keys; return the entries forgotten."""
         with self._transaction() as connection:
             rows = connection.execute("SELECT * FROM outbox WHERE run_id = ?", (run_id,)).fetchall()
-            connection.execute("UPDATE runs SET ended = ? WHERE run_id = ?", (status, run_id))
+            connection.execute(
+                "UPDATE runs SET ended = ?, ended_reason = ? WHERE run_id = ?",
+                (status, reason, run_id),
+            )
             connection.execute("DELETE FROM outbox WHERE run_id = ?", (run_id,))
             connection.execute("DELETE FROM noise_keys WHERE message_id LIKE ?", (f"{run_id}.%",))
         self._empty_log()
@@ -391,8 +397,8 @@ def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
             hint="A later version of tacit wrote it: install that version.",
         )
     if version == 0 and not read_only:
-        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = 1;COMMIT;")
-        version = 1
+        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = 2;COMMIT;")
+        version = 2
     for newer in range(version + 1, _VERSION + 1) if not read_only else ():
         connection.executescript(f"BEGIN;{_ADDED[newer]}PRAGMA user_version = {newer};COMMIT;")
 

@@ -4,13 +4,15 @@ Started by ``workers.py`` as ``python -m tacit.client.worker DESCRIPTOR CONFINEM
 end of a socketpair and nothing else: no key, no ledger, no network, no file but those that the
 confinement names. It confines itself before it reads anything. When the daemon goes, it ends.
 
-Bulk comes and goes as descriptors beside the messages: sealed nameless files, or files in the
-scratch folder where the system has none.
+Bulk comes and goes as descriptors beside the messages: nameless files, or files in the scratch
+folder where the system has none. The file of a reply is written again for the next one: the daemon
+asks again only after it has made its own copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import select
@@ -105,14 +107,17 @@ def _serve(pipe: Pipe, isolation: Isolation) -> None:
         _send_ready(pipe, isolation, failure=f"{error.code}: {error.message}")
         return
     _send_ready(pipe, isolation)
+    files = ReplyFiles(scratch)
+    gc.freeze()  # what is loaded by now stays, and need not be looked at below
     while True:
         task, descriptors = pipe.receive(pipe_pb2.WorkerTask)
         if task.WhichOneof("task") != "call":
             return
         payload = map_payload(descriptors[0])
         os.close(descriptors[0])
-        _send_result(pipe, host.call(task.call, payload), scratch)
+        _send_result(pipe, host.call(task.call, payload), files)
         del payload, task
+        gc.collect()  # flwr's messages refer to themselves, and would go on holding the payload
 
 
 def _load(begin: pipe_pb2.WorkerBegin, descriptors: list[int]) -> AppHost:
@@ -132,27 +137,43 @@ def _send_ready(pipe: Pipe, isolation: Isolation, *, failure: str = "") -> None:
     pipe.send(pipe_pb2.WorkerReply(ready=ready))
 
 
-def _send_result(pipe: Pipe, answer: HostedAnswer, scratch: Path) -> None:
+class ReplyFiles:
+    """Makes the nameless files that carry answers; the one for contents is kept and used again."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._kept = -1
+
+    def content(self, segments: Sequence[bytes | memoryview]) -> int:
+        """Return a descriptor of a file that holds the segments until the next call."""
+        if self._kept < 0:
+            self._kept = anonymous_file("tacit-reply", folder=self._scratch)
+        os.lseek(self._kept, 0, os.SEEK_SET)
+        os.ftruncate(self._kept, write_segments(self._kept, segments))
+        return os.dup(self._kept)
+
+    def state(self, segments: Sequence[bytes | memoryview]) -> int:
+        """Return a descriptor of a new file that holds the segments."""
+        try:
+            return unnamed_payload(segments)
+        except (OSError, AttributeError):  # no memfd here
+            descriptor = anonymous_file("tacit-state", folder=self._scratch)
+            write_segments(descriptor, segments)
+            return descriptor
+
+
+def _send_result(pipe: Pipe, answer: HostedAnswer, files: ReplyFiles) -> None:
     descriptors: list[int] = []
     try:
         if answer.content is not None:
-            descriptors.append(_file_of(answer.content.segments, scratch))
+            descriptors.append(files.content(answer.content.segments))
         if answer.state.manifest.payload_bytes:
-            descriptors.append(_file_of(answer.state.segments, scratch))
+            descriptors.append(files.state(answer.state.segments))
         result = pipe_pb2.WorkerResult(reply=answer.reply, state=answer.state.manifest)
         pipe.send(pipe_pb2.WorkerReply(result=result), descriptors)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def _file_of(segments: Sequence[bytes | memoryview], scratch: Path) -> int:
-    try:
-        return unnamed_payload(segments)
-    except (OSError, AttributeError):  # no memfd here
-        descriptor = anonymous_file("tacit-reply", folder=scratch)
-        write_segments(descriptor, segments)
-        return descriptor
 
 
 def _end_with_daemon(descriptor: int) -> None:

@@ -52,6 +52,8 @@ def save_arrays(
     path: Path,
     arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
     metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write named arrays, whole or not at all; their order is kept.
 
@@ -59,6 +61,7 @@ def save_arrays(
         path: the file; its folder must exist.
         arrays: arrays of numbers or truth values, of any byte order and layout.
         metadata: text beside them.
+        durable: also survive a power cut, not only a kill of the process.
 
     Raises:
         UnavailableError: the disk is full or the file cannot be written.
@@ -66,7 +69,7 @@ def save_arrays(
     """
     plain = {name: _plain_array(name, array) for name, array in arrays.items()}
     notes = {**(metadata or {}), _ORDER: json.dumps(list(plain))}
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         try:
             save_file(plain, temporary, metadata=notes)
         except SafetensorError as error:

@@ -57,13 +57,14 @@ class ColumnSpec:
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.type is ColumnKind.NUMBER:
             if self.range is None:
-                yield "range", "a number needs range = [low, high], from public knowledge"
+                yield "range", "missing: a number needs range = [low, high], from public knowledge"
             elif not (math.isfinite(self.range[0]) and self.range[0] < self.range[1]):
                 yield "range", f"expected low < high, both finite, got {list(self.range)}"
         elif self.range is not None:
             yield "range", f"only a number has a range, this column is a {self.type.value}"
         if self.type is ColumnKind.CATEGORY and len(self.values) < 2:
-            yield "values", "a category needs at least two values, from public knowledge"
+            lacks = "" if self.values else "missing: "
+            yield "values", f"{lacks}a category needs at least two values, from public knowledge"
         if self.type is ColumnKind.BOOLEAN and len(self.values) not in (0, 2):
             yield "values", "a boolean needs its two words, as [false, true], or none"
         if len(set(self.values)) != len(self.values):
@@ -107,7 +108,7 @@ class DataSpec:
                 yield f"label_map.{source}", f"expected one of `classes`, got {target!r}"
         if self.kind is DataKind.TABLE:
             if not self.columns:
-                yield "columns", "a table needs at least one declared column"
+                yield "columns", "missing: a table needs at least one declared column"
             if self.label in self.columns:
                 yield (
                     f"columns.{self.label}",
@@ -115,8 +116,10 @@ class DataSpec:
                 )
             if self.shape is not None:
                 yield "shape", "only images have a shape"
-        elif self.shape is None or min(self.shape) < 1:
-            yield "shape", "images need shape = [channels, height, width], each at least 1"
+        elif self.shape is None:
+            yield "shape", "missing: images need shape = [channels, height, width]"
+        elif min(self.shape) < 1:
+            yield "shape", "expected channels, height and width of at least 1"
 
 
 def canonical_text(value: object) -> str:

@@ -28,7 +28,8 @@ class EventKind(enum.Enum):
     ``reply_failed``: round, member, message_id, code.
     ``round_finished``: round, cohort, metrics, seconds.
     ``evaluation_finished``: round, cohort, metrics, seconds. ``checkpoint``: round.
-    ``run_finished``: rounds, seconds. ``run_failed``: code, reason. ``run_stopped``: reason, by.
+    ``run_finished``: rounds, seconds. ``run_failed``: code, reason, hint.
+    ``run_stopped``: reason, by.
     ``node_joined``, ``node_left``: member, node_id.
     ``node_decided``: member, node_id, verdict, code. ``replayed``: round, messages.
     """

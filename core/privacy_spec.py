@@ -118,13 +118,14 @@ class PrivacySpec:
                 yield name, 'mode = "none" adds no noise: remove this key or choose another mode'
             return
         if len(given) != 1:
-            yield "epsilon", "expected exactly one of epsilon and noise_multiplier"
+            got = "both" if given else None
+            yield "epsilon", _expected("exactly one of epsilon and noise_multiplier", got)
         for name in (*given, "clip"):
             value = getattr(self, name)
             if value is None or not (math.isfinite(value) and value > 0):
-                yield name, f"expected a positive number, got {value}"
+                yield name, _expected("a positive number", value)
         if self.delta is None or not 0 < self.delta < 1:
-            yield "delta", f"expected 0 < delta < 1, got {self.delta}"
+            yield "delta", _expected("0 < delta < 1", self.delta)
         if not 0 < self.sample_rate <= 1:
             yield "sample_rate", f"expected 0 < rate <= 1, got {self.sample_rate}"
         if self.sampling is Sampling.FULL and self.sample_rate != 1.0:
@@ -166,3 +167,8 @@ class PrivacySpec:
             yield "sampling", 'mode "client-local" noises whole updates: expected "full"'
         if self.normaliser != 0:
             yield "normaliser", 'mode "client-local" divides nothing: remove this key'
+
+
+def _expected(what: str, value: object) -> str:
+    """Return the text about a value that is wrong, or that a required key lacks."""
+    return f"missing: expected {what}" if value is None else f"expected {what}, got {value}"

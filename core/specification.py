@@ -104,8 +104,10 @@ class ModelSpec:
             object.__setattr__(self, "hidden", _DEFAULT_HIDDEN.get(self.kind, ()))
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.kind is ModelKind.MODULE) != (self.factory is not None):
-            yield "factory", 'expected with kind = "module", and only there'
+        if self.kind is ModelKind.MODULE and self.factory is None:
+            yield "factory", 'missing: kind = "module" needs "package.module:function"'
+        if self.kind is not ModelKind.MODULE and self.factory is not None:
+            yield "factory", 'expected with kind = "module" only'
         if self.factory is not None and self.factory.count(":") != 1:
             yield "factory", f'expected "package.module:function", got {self.factory!r}'
         if any(width < 1 for width in self.hidden):
@@ -378,7 +380,7 @@ class RunSpec:
                 if key in built_in:
                     yield key, "a run with [app] brings its own model and training"
             if not self.results:
-                yield "results", "a run with [app] declares what its replies may contain"
+                yield "results", "missing: a run with [app] declares what its replies may contain"
         for key in self.results:
             if key.split(".")[0] not in ("train", "evaluate", "query"):
                 yield f"results.{key}", "expected train, evaluate or query (or train.<action>)"

@@ -12,7 +12,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +75,10 @@ def rows_line(column: str, kind: str, row_numbers: Sequence[int]) -> str:
     listed = ", ".join(str(number) for number in row_numbers[:_SHOWN_ROWS])
     more = ", ..." if len(row_numbers) > _SHOWN_ROWS else ""
     return f"{column}: {kind}: {len(row_numbers)} rows ({listed}{more})"
+
+
+def some_of(names: Iterable[str], *, most: int = 5) -> str:
+    """Return names in order for a sentence or a table; of many the first few, and how many more."""
+    ordered = sorted(names)
+    more = [f"and {len(ordered) - most} more"] if len(ordered) > most else []
+    return ", ".join([*ordered[:most], *more])

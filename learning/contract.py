@@ -33,6 +33,7 @@ Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 TextArray = npt.NDArray[np.object_]
 
+_SHOWN_COLUMNS = 20
 _BOOLEAN_WORDS = (("0", "false"), ("1", "true"))
 
 
@@ -125,7 +126,13 @@ def _encode_table(
 ) -> tuple[Float32Array, Int64Array]:
     _check_columns(data, frame)
     if frame.empty:
-        raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
+        names = [str(name) for name in frame.columns]
+        shown = ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
+        raise DataError(
+            "E-DATA-EMPTY",
+            f"expected records, the data set has none, only the columns {shown}",
+            hint="A CSV file holds one record per line below the line that names the columns.",
+        )
     violations = _Violations(rows)
     blocks = [
         _encode_column(name, column, canonical_texts(frame[name]), violations)

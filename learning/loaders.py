@@ -139,7 +139,7 @@ def _read_csv(source: Source, _data: DataSpec) -> pd.DataFrame:
     # Not pandas' reader: it drops cells that are too many, and fills cells that are too few.
     rows = _csv_rows(source)
     if not rows:
-        raise DataError("E-DATA-EMPTY", f"{source.path} is empty")
+        raise DataError("E-DATA-EMPTY", f"expected columns and records, {source.path} is empty")
     names = [name.strip() for name in rows.pop(0)] if source.header else list(source.columns)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

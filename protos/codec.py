@@ -74,8 +74,13 @@ class Encoded:
         return b"".join(self.segments)
 
 
-def encode_records(content: RecordDict) -> Encoded:
+def encode_records(content: RecordDict, *, digest: bool = True) -> Encoded:
     """Encode the content of a message; array data is not copied.
+
+    Args:
+        content: the records.
+        digest: whether to name the payload's SHA-256; a receiver that trusts only its own copy, and
+            takes the digest of that, needs none.
 
     Raises:
         AppError: the content has no wire form: an array of objects or text, a damaged array, a
@@ -103,7 +108,8 @@ def encode_records(content: RecordDict) -> Encoded:
                 else:
                     entry.items.append(item_of(name, value))
     manifest.payload_bytes = sum(map(_size, segments))
-    manifest.payload_sha256 = payload_digest(segments)
+    if digest:
+        manifest.payload_sha256 = payload_digest(segments)
     if manifest.ByteSize() > MAX_MANIFEST_BYTES:
         raise AppError(
             "E-RECORD-TOO-LONG",

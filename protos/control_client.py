@@ -19,7 +19,7 @@ import grpc
 
 from tacit.core.errors import ProtocolError, UnavailableError, UsageError
 from tacit.core.events import Event, EventKind
-from tacit.core.files import make_private_folder
+from tacit.core.files import make_private_folder, write_atomic
 from tacit.protos import control_pb2
 from tacit.protos.channel import control_channel, local_channel
 from tacit.protos.control_pb2_grpc import ControlStub
@@ -37,6 +37,8 @@ FRAME_BYTES = 1 << 20
 
 _FILE_PATH = re.compile(r"(rounds/)?[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 _ENDED = ("finished", "failed", "stopped")
+_MANIFEST = "manifest.json"
+_CLAIM = ".pulling"  # holds the run's id until a manifest that names it has come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,21 @@ class ControlClient:
             request = control_pb2.ListFilesRequest(run_id=run_id)
             return list(self._stub.ListFiles(request, timeout=CALL_TIMEOUT_S).files)
 
+    def pull_run(self, run_id: str, folder: Path) -> list[control_pb2.File]:
+        """Fetch a run's whole folder into ``folder``: a new or empty one, or this run's own.
+
+        Raises:
+            UsageError: the folder holds something else (E-RUN-FOLDER); nothing has changed there.
+            ProtocolError: see :meth:`pull`.
+        """
+        files = self.list_files(run_id)
+        _claim(folder, run_id)
+        for file in files:
+            self.pull(run_id, file, folder)
+        if _run_of_manifest(folder) == run_id:
+            (folder / _CLAIM).unlink(missing_ok=True)
+        return files
+
     def pull(self, run_id: str, file: control_pb2.File, folder: Path) -> Path:
         """Fetch one file into ``folder``; one that is there already with the same digest stays.
 
@@ -175,6 +192,34 @@ class ControlClient:
             )
         part.replace(target)
         return target
+
+
+def _claim(folder: Path, run_id: str) -> None:
+    """Take a folder for one run, so that a broken pull finds it again and no other run does."""
+    claim = folder / _CLAIM
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken:
+        claimed_by = claim.read_text().strip() if claim.is_file() else _run_of_manifest(folder)
+        if claimed_by != run_id:
+            holds = f"the run {claimed_by[:40]}" if claimed_by else "other files"
+            raise UsageError(
+                "E-RUN-FOLDER",
+                f"expected a new or empty folder, or that of run {run_id}, got {folder} "
+                f"with {holds}",
+                hint="Name another folder with --out.",
+            )
+        return
+    make_private_folder(folder)
+    write_atomic(claim, run_id.encode() + b"\n")
+
+
+def _run_of_manifest(folder: Path) -> str:
+    """Return the id of the run whose manifest lies in a folder; empty if none can be read."""
+    try:
+        content = json.loads((folder / _MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("run_id", "")) if isinstance(content, dict) else ""
 
 
 def has_ended(status: str) -> bool:

@@ -6,6 +6,8 @@ alone (copy-on-write), never the file.
 
 A mapped file that somebody truncates kills the reader, so map only files that no untrusted process
 can still change: your own spool and outbox, or an unnamed file that :func:`verify_sealed` accepts.
+A file that is mapped by its path is held (``core/spares.py``): it is not written again before the
+last view of it has gone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tacit.core.errors import ProtocolError
+from tacit.core.spares import open_held
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,9 +49,12 @@ def map_payload(source: int | Path) -> memoryview:
     """Map a whole payload file, given by path or open descriptor, for reading.
 
     The view keeps the mapping alive; the descriptor may be closed at once.
+
+    Raises:
+        OSError: there is no such file (any more), or it is being written again.
     """
     if not isinstance(source, int):
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_held(source)
         try:
             return map_payload(descriptor)
         finally:

@@ -15,10 +15,11 @@ import sqlalchemy as sa
 
 from tacit.core.errors import UsageError
 from tacit.core.events import Event, EventKind, fields_json
+from tacit.core.wording import some_of
 from tacit.server.tables import decisions, events, messages, node_answers, runs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from tacit.server.store import Store
 
@@ -137,6 +138,40 @@ def decisions_of(store: Store, run_id: str) -> dict[int, NodeVerdict]:
             )
             for row in connection.execute(query)
         }
+
+
+def waiting_reason(
+    decisions: Iterable[NodeVerdict],
+    *,
+    ready: Collection[int],
+    needed: int,
+    member: Callable[[int], str],
+) -> str:
+    """Say what a run waits for: how many owners are ready, who said what, and with which code.
+
+    Args:
+        decisions: of the nodes that have answered.
+        ready: ids of the nodes that have approved and are connected.
+        needed: how many of those the run needs.
+        member: the name of a node's member.
+    """
+    said: dict[str, list[str]] = {"approved": [], "away": [], "denied": [], "undecided": []}
+    for each in decisions:
+        name = member(each.node_id)
+        if each.verdict is Verdict.APPROVED:
+            said["approved" if each.node_id in ready else "away"].append(name)
+        elif each.verdict is Verdict.DENIED:
+            said["denied"].append(f"{name}: {each.code}")
+        else:
+            said["undecided"].append(name)
+    words = {"away": "approved but not connected"}
+    parts = [
+        f"{len(names)} {words.get(group, group)} ({some_of(names)})"
+        for group, names in said.items()
+        if names
+    ]
+    answers = ", ".join(parts) or "nobody has answered yet"
+    return f"{len(ready)} of {needed} needed clients are ready: {answers}"
 
 
 def add_event(connection: sa.Connection, run_id: str, event: Event) -> None:

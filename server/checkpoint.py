@@ -60,7 +60,7 @@ def checkpoint_name(round_number: int) -> str:
     return f"{round_number:06d}.safetensors"
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, durable: bool = True) -> None:
     """Write the checkpoint whole or not at all, readable by this account only."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "round": np.array([checkpoint.round_number], dtype=np.int64),
@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     for name, array in checkpoint.arrays.items():
         arrays[f"state/{name}"] = array
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    save_arrays(path, arrays)
+    save_arrays(path, arrays, durable=durable)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -88,6 +88,7 @@ class RunDriver:
             folder=run.folder.path,
             spool=run.journal.spool.folder,
             checkpoint=run.journal.checkpointed.name,
+            durable=run.journal.around.durable,
             log_form=self._log_form,
         )
         try:

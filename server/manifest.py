@@ -88,11 +88,25 @@ class RunManifest:
         manifest.write()
         return manifest
 
-    def add(self, entry: RoundEntry, claims: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add a finished round, and what owners' ledgers say that the run has cost by now."""
+    def member(self, node_id: str) -> str:
+        """Return the name of a node's member; its id where the daemon has not told."""
+        names: Mapping[str, str] = self._content.get("members", {})
+        return names.get(node_id, node_id)
+
+    def add(
+        self,
+        entry: RoundEntry,
+        claims: Mapping[str, Mapping[str, Any]],
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Add a finished round, and what owners' ledgers say that the run has cost by now.
+
+        With ``durable`` it survives a power cut.
+        """
         self._claim(claims)
         self._content["rounds"].append(asdict(entry) | {"seconds": round(entry.seconds, 3)})
-        self.write()
+        self.write(durable=durable)
 
     def finish(self, claims: Mapping[str, Mapping[str, Any]]) -> None:
         """Mark the run as finished, with the hash of its model."""
@@ -112,13 +126,13 @@ class RunManifest:
         for node_id, sides in claims.items():
             known[node_id] = {**known.get(node_id, {}), **sides}
 
-    def write(self) -> None:
+    def write(self, *, durable: bool = True) -> None:
         """Write the file whole or not at all."""
         members = self._folder.path / MEMBERS_NAME
         if members.exists():
             self._content["members"] = json.loads(members.read_bytes())
         text = json.dumps(self._content, indent=1, allow_nan=False, ensure_ascii=False)
-        write_atomic(self._folder.manifest, text.encode() + b"\n")
+        write_atomic(self._folder.manifest, text.encode() + b"\n", durable=durable)
 
 
 def write_members(folder: RunFolder, names: Mapping[int, str]) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 from typing import TYPE_CHECKING
 
 from tacit.core.errors import ProtocolError, UnavailableError
+from tacit.core.spares import claim
 from tacit.protos import pipe_pb2
 from tacit.protos.payload import map_payload, write_segments
 from tacit.server.grid import Outgoing, Result
+from tacit.server.spool import SEND_SPARE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,8 +51,8 @@ class PipePort:
         """
         path = self._spool / name
         try:
-            with path.open("wb") as file:
-                write_segments(file.fileno(), segments)
+            with open(self._file_for(path), "wb", closefd=True) as file:  # noqa: PTH123 - a descriptor
+                os.ftruncate(file.fileno(), write_segments(file.fileno(), segments))
         except OSError as error:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -60,6 +63,15 @@ class PipePort:
                     hint="free space on that disk; the run goes on from its last checkpoint",
                 ) from error
             raise
+
+    def _file_for(self, path: Path) -> int:
+        """Open a payload file: one that the daemon left to be written again, or a new one."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._spool / SEND_SPARE).rename(path)
+            descriptor = claim(path)
+            if descriptor is not None:
+                return descriptor
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def push(self, messages: Sequence[Outgoing]) -> None:
         """Hand over instructions."""
@@ -96,15 +108,21 @@ class PipePort:
         self._call(pipe_pb2.GridRequest(event=pipe_pb2.GridEvent(kind=kind, fields_json=text)))
 
     def checkpoint(self, *, round_number: int, next_sequence: int, name: str) -> None:
-        """Make the checkpoint file the place from which the run resumes."""
+        """Make the checkpoint file the place from which the run resumes.
+
+        The replies before it are forgotten with it; flwr's messages refer to themselves, and would
+        go on holding files that the daemon wants to write again.
+        """
+        gc.collect()
         checkpoint = pipe_pb2.GridCheckpoint(
             round=round_number, next_sequence=next_sequence, name=name
         )
         self._call(pipe_pb2.GridRequest(checkpoint=checkpoint))
 
-    def done(self, *, failure: str = "", code: str = "") -> None:
-        """Say that the app is through, or why it failed."""
-        self._call(pipe_pb2.GridRequest(done=pipe_pb2.GridDone(failure=failure, code=code)))
+    def done(self, *, failure: str = "", code: str = "", hint: str = "") -> None:
+        """Say that the app is through, or why it failed and what to do."""
+        done = pipe_pb2.GridDone(failure=failure, code=code, hint=hint)
+        self._call(pipe_pb2.GridRequest(done=done))
 
     def _call(self, request: pipe_pb2.GridRequest) -> pipe_pb2.GridReply:
         self._calls += 1

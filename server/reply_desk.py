@@ -121,7 +121,7 @@ class ReplyDesk:
             await asyncio.to_thread(self._inspect, head, staged)
         entry = self._open_entry(head.message_id, node_id)
         name = f"reply-{entry.wire_id}.bin"
-        self._spool.finish(entry.wire_id, staged, name, durable=self._journal.around.durable)
+        self._spool.finish(entry.wire_id, staged, name)
         self._accept(entry, head, name)
         receipt = self._receipt(entry, repeated=False)
         if receipt is None:
@@ -129,12 +129,12 @@ class ReplyDesk:
         return receipt
 
     def _inspect(self, head: fleet_pb2.ReplyHead, staged: Staged) -> None:
-        staged.close(durable=self._journal.around.durable)
+        staged.close(durable=self._spool.durable)
         try:
             payload = map_payload(staged.path)
         except FileNotFoundError as error:  # closed while it was being looked at
             raise _closed(head.message_id) from error
-        verify_finite(head.manifest, payload)
+        verify_finite(head.manifest, payload[: staged.expected_bytes])
 
     def _verify_claim(self, node_id: int, head: fleet_pb2.ReplyHead) -> None:
         """Take no reply whose cost the owner's own ledger does not stand for."""

@@ -46,6 +46,7 @@ class WorkerTask:
     folder: Path
     spool: Path
     checkpoint: str
+    durable: bool
     log_form: str
 
 
@@ -57,11 +58,13 @@ class WorkerEnd:
         done: whether it said that the run is over; otherwise it died.
         failure: why the run failed; empty if it did not.
         code: the failure's stable code.
+        hint: what to do about it; may be empty.
     """
 
     done: bool
     failure: str = ""
     code: str = ""
+    hint: str = ""
 
 
 class RunWorker:
@@ -107,6 +110,7 @@ class RunWorker:
             *("--folder", str(self._task.folder)),
             *("--spool", str(self._task.spool)),
             *("--checkpoint", self._task.checkpoint),
+            *(["--durable"] if self._task.durable else []),
             *("--log-form", self._task.log_form),
         ]
         return await asyncio.create_subprocess_exec(
@@ -154,7 +158,8 @@ class RunWorker:
                 self._finish(WorkerEnd(done=False, failure="the worker reads nothing"))
         if request.WhichOneof("request") == "done":
             done = request.done
-            self._finish(WorkerEnd(done=True, failure=done.failure, code=done.code))
+            end = WorkerEnd(done=True, failure=done.failure, code=done.code, hint=done.hint)
+            self._finish(end)
 
     def _finish(self, end: WorkerEnd) -> None:
         if not self._end.done():

@@ -35,6 +35,7 @@ from tacit.server.catalogue import (
     events_after,
     find_run,
     list_runs,
+    waiting_reason,
 )
 from tacit.server.driver import ActiveRun, RunDriver
 from tacit.server.grid_desk import GridDesk
@@ -257,7 +258,7 @@ class Scheduler:
         """Return what a node has to hear when its Watch stream opens."""
         ended = [record for record in list_runs(self._store) if record.status.ended]
         tasks = [
-            _ended(record.run_id, record.status)
+            _ended(record.run_id, record.status, record.reason)
             for record in ended[-_RECENT_RUNS:]
             if node_id in decisions_of(self._store, record.run_id)
         ]
@@ -323,16 +324,14 @@ class Scheduler:
             if run.status is RunStatus.RUNNING or run.task is not None:
                 continue
             needed = run.specification.participation.min_clients
-            ready = len(run.journal.eligible())
+            ready = run.journal.eligible()
             running, _ = self.counts()
             if self.draining.is_set():
                 self._set_waiting(run, RunStatus.QUEUED, "the server is draining")
-            elif ready < needed:
-                self._set_waiting(
-                    run,
-                    RunStatus.WAITING,
-                    f"{ready} of {needed} clients have approved and are connected",
-                )
+            elif len(ready) < needed:
+                said, member = run.decisions.values(), self._around.member
+                reason = waiting_reason(said, ready=ready, needed=needed, member=member)
+                self._set_waiting(run, RunStatus.WAITING, reason)
             elif running >= self._config.limits.max_concurrent_runs:
                 self._set_waiting(run, RunStatus.QUEUED, f"{running} runs are running")
             else:
@@ -356,7 +355,7 @@ class Scheduler:
         end = await driver.drive()
         run.task = None
         if end.code:
-            self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code)
+            self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code, hint=end.hint)
         else:
             self._end(run, RunStatus.FINISHED)
 
@@ -378,7 +377,7 @@ class Scheduler:
         del self._active[run.record.run_id]
         self._write_events(run)
         for node_id in run.decisions:
-            self._sessions.send(node_id, _ended(run.record.run_id, status))
+            self._sessions.send(node_id, _ended(run.record.run_id, status, reason))
         self.notify(run.record.run_id)
         self.consider()
 
@@ -415,7 +414,7 @@ class Scheduler:
         journal = RunJournal(
             record.run_id,
             quorum=specification.participation.min_clients,
-            spool=Spool(folder.path / "spool", self.space),
+            spool=Spool(folder.path / "spool", self.space, durable=self._around.durable),
             surroundings=self._around,
         )
         run = ActiveRun(
@@ -491,5 +490,6 @@ def _offer(record: RunRecord) -> fleet_pb2.Task:
     return fleet_pb2.Task(offer=offer)
 
 
-def _ended(run_id: str, status: RunStatus) -> fleet_pb2.Task:
-    return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value))
+def _ended(run_id: str, status: RunStatus, reason: str) -> fleet_pb2.Task:
+    said = reason if status is RunStatus.STOPPED else ""  # a failure's text stays here
+    return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value, reason=said))

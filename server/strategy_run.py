@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -41,6 +40,7 @@ from tacit.server.checkpoint import (
 )
 from tacit.server.manifest import RoundEntry, RunManifest
 from tacit.server.noised_metrics import merge_noised_metrics
+from tacit.server.round_failure import failures_text, round_failed
 from tacit.server.strategies import build_strategy, restore_state, state_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class RunTask:
         specification_sha256: its hash.
         folder: holds ``initial.safetensors``; gets everything else.
         checkpoint: the name in ``folder/checkpoints`` to resume from, or empty.
+        durable: whether what a round leaves survives a power cut (``journal = "power"``), not only
+            a kill; the final model always does.
         pause: waits between two questions for connected nodes.
     """
 
@@ -79,6 +81,7 @@ class RunTask:
     specification_sha256: bytes
     folder: RunFolder
     checkpoint: str = ""
+    durable: bool = True
     pause: Callable[[float], None] = field(default=time.sleep, repr=False)
 
 
@@ -117,7 +120,7 @@ class StrategyRun:
 
     def _train(self, number: int) -> RoundEntry:
         people = self._run.participation
-        reason = ""
+        reason, codes = "", dict[str, str]()
         for attempt in range(1, people.max_attempts + 1):
             began = time.monotonic()
             nodes = self._wait_for_nodes(number)
@@ -148,15 +151,11 @@ class StrategyRun:
             else:
                 reason = f"{people.min_clients} are needed"
             reason = f"{len(answered)} of {len(cohort)} replies are good and {reason}"
-            if failed:
-                counts = Counter(failed.values())
-                reason += "; " + ", ".join(f"{n} x {code}" for code, n in sorted(counts.items()))
+            codes = {self._manifest.member(node): code for node, code in failed.items()}
+            if codes:
+                reason += "; " + failures_text(codes)
             log.warning("round attempt failed", extra={"fields": {"round": number, "why": reason}})
-        raise AppError(
-            "E-ROUND-FAILED",
-            f"round {number} failed {people.max_attempts} times: {reason}",
-            hint="see the owners' codes in the events; raise round_deadline_s or max_attempts",
-        )
+        raise round_failed(number, attempts=people.max_attempts, reason=reason, failed=codes)
 
     def _wait_for_nodes(self, number: int) -> list[int]:
         needed = self._run.participation.min_clients
@@ -166,7 +165,7 @@ class StrategyRun:
             if not told:
                 self._event(
                     EventKind.RUN_WAITING,
-                    reason=f"round {number} needs more connected clients",
+                    reason=f"{len(nodes)} of {needed} needed clients are ready, for round {number}",
                     approved=len(nodes),
                     needed=needed,
                 )
@@ -201,8 +200,10 @@ class StrategyRun:
         return metrics
 
     def _commit(self, number: int, entry: RoundEntry) -> None:
-        save_arrays(self._folder.round(number), self._weights)
-        self._manifest.add(entry, self._grid.claims)
+        if number > 2 and not self._keeps(number - 2):  # now: its pages serve for the next file
+            self._folder.round(number - 2).unlink(missing_ok=True)
+        save_arrays(self._folder.round(number), self._weights, durable=self._task.durable)
+        self._manifest.add(entry, self._grid.claims, durable=self._task.durable)
         arrays, numbers = state_of(self._run, self._strategy)
         self._save_checkpoint(
             Checkpoint(
@@ -220,14 +221,11 @@ class StrategyRun:
             metrics=entry.metrics,
             seconds=round(entry.seconds, 3),
         )
-        previous = self._checkpoint_path(number - 1)
-        previous.unlink(missing_ok=True)
-        if number > 1 and not self._keeps(number - 1):
-            self._folder.round(number - 1).unlink(missing_ok=True)
+        self._checkpoint_path(number - 1).unlink(missing_ok=True)
 
     def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(checkpoint.round_number)
-        save_checkpoint(path, checkpoint)
+        save_checkpoint(path, checkpoint, durable=self._task.durable)
         self._checkpoint = checkpoint
         self._grid.port.checkpoint(
             round_number=checkpoint.round_number,

@@ -140,29 +140,38 @@ def standard_error(score: Score) -> float:
     return math.sqrt(score.accuracy * (1.0 - score.accuracy) / max(1, score.examples))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return the table for a terminal; of many owners it shows the extremes."""
-    from rich.table import Table  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
+def comparison_table(comparison: Comparison, *, by_owner: bool = True) -> Table:
+    """Return the table for a terminal; of many owners it shows the extremes.
+
+    Args:
+        comparison: what it shows.
+        by_owner: with a column for each owner, unless there are many.
+    """
+    from rich import box  # noqa: PLC0415 - rich loads in 50 ms, and scripts ask for JSON
+    from rich.table import Table  # noqa: PLC0415
 
     sizes = comparison.rows[0].by_owner
-    owners = list(sizes) if len(sizes) <= SHOWN_OWNERS else []
+    owners = list(sizes) if by_owner and len(sizes) <= SHOWN_OWNERS else []
     error = standard_error(comparison.row("federated").overall)
     table = Table(
         title="Accuracy on held-out records",
-        caption=f"one standard error over all {comparison.rows[0].overall.examples}: {error:.3f}",
+        caption=f"one standard error: {error:.3f}",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
-    table.add_column("model")
+    table.add_column("model\nheld-out records", no_wrap=True)
     if comparison.delta is not None:
         table.add_column("epsilon", justify="right")
-    table.add_column(f"all ({comparison.rows[0].overall.examples})", justify="right")
-    table.add_column("loss", justify="right")
+    table.add_column(f"all\n{comparison.rows[0].overall.examples}", justify="right")
     for owner in owners:
-        table.add_column(f"{owner} ({sizes[owner].examples})", justify="right")
+        table.add_column(f"{owner}\n{sizes[owner].examples}", justify="right")
     for label, row in _shown_rows(comparison):
         cells = [label]
         if comparison.delta is not None:
             cells.append("-" if row.epsilon is None else f"{row.epsilon:.2f}")
-        cells += [f"{row.overall.accuracy:.3f}", f"{row.overall.loss:.3f}"]
+        cells.append(f"{row.overall.accuracy:.3f}")
         cells += [f"{row.by_owner[owner].accuracy:.3f}" for owner in owners]
         table.add_row(*cells, style="bold" if row.kind == "federated" else None)
     return table
@@ -191,44 +200,6 @@ def save_comparison(path: Path, specification: RunSpec, comparison: Comparison) 
         "accuracy_by_round": {str(k): v for k, v in sorted(comparison.by_round.items())},
     }
     write_atomic(path, json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def save_plot(path: Path, specification: RunSpec, comparison: Comparison) -> None:
-    """Draw accuracy by round beside the alternatives, as PNG.
-
-    Raises:
-        UnavailableError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-
-        mpl.use("Agg")  # no display
-        from matplotlib import pyplot as plt  # noqa: PLC0415
-        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-    except ImportError as error:
-        raise UnavailableError(
-            "E-EXTRA-MISSING",
-            "expected matplotlib, for the plot",
-            hint='install it: pip install "tacit[audit]"',
-        ) from error
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    rounds = sorted(comparison.by_round)
-    axes.plot(rounds, [comparison.by_round[k] for k in rounds], marker="o", ms=3, label=FEDERATED)
-    styles = {"pooled": ("tab:green", "--"), "alone": ("tab:gray", ":"), "trivial": ("k", "-.")}
-    named = False
-    for row in comparison.rows[1:]:
-        colour, line = styles[row.kind]
-        label = row.model if row.kind != "alone" else ("_" if named else "each owner alone")
-        named = named or row.kind == "alone"
-        axes.axhline(row.overall.accuracy, color=colour, linestyle=line, lw=1.2, label=label)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("accuracy on all held-out records")
-    axes.set_title(_title(specification, comparison), fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
-    axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _row(
@@ -278,13 +249,3 @@ def _epsilon(specification: RunSpec, records: int) -> float | None:
 def _epsilon_alone(specification: RunSpec, records: int) -> float | None:
     plan = privacy_plan(specification, records=records)
     return plan.epsilon if plan.trains_with_noise else None  # no node noises what stays
-
-
-def _title(specification: RunSpec, comparison: Comparison) -> str:
-    epsilon = comparison.row("federated").epsilon
-    if epsilon is None:
-        return f"{specification.name}: no differential privacy"
-    return (
-        f"{specification.name}: ({epsilon:.2g}, {comparison.delta:g})-DP per record "
-        f"at each owner (add/remove)"
-    )

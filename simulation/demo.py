@@ -135,8 +135,7 @@ def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch
         _follow(children, operator, run_id, watch)
         say("Operator: pulls the run folder")
         folder = out / "run"
-        for file in operator.list_files(run_id):
-            operator.pull(run_id, file, folder)
+        operator.pull_run(run_id, folder)
     return RunFolder(folder)
 
 
@@ -211,7 +210,8 @@ def _follow(children: Children, operator: ControlClient, run_id: str, watch: Wat
     if last is None or last.kind is not EventKind.RUN_FINISHED:
         fields = {} if last is None else last.fields
         code = str(fields.get("code") or "E-RUN-FAILED")
-        raise AppError(code, f"the run did not finish: {fields.get('reason') or 'no reason given'}")
+        reason = f"the run did not finish: {fields.get('reason') or 'no reason given'}"
+        raise AppError(code, reason, hint=str(fields.get("hint") or ""))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from tacit.client.prepare import prepare_data
 from tacit.client.runs import Surroundings
 from tacit.client.store import open_store
 from tacit.core.artifacts import RunFolder, load_arrays, save_arrays, write_atomic
-from tacit.core.errors import RefusedError, TacitError, UsageError
+from tacit.core.errors import AppError, RefusedError, TacitError, UsageError
 from tacit.core.events import Event, EventKind, event_line
 from tacit.core.files import make_private_folder
 from tacit.core.specification import (
@@ -167,7 +167,10 @@ def simulate(
             specification_sha256=specification_sha256(canonical),
             folder=folder,
         )
-        _play(task, port, tell)
+        try:
+            _play(task, port, tell)
+        except AppError as error:
+            raise _explained(error, nodes, names) from error
         seconds = time.monotonic() - began
         tell("run_finished", {"rounds": rounds, "seconds": round(seconds, 3)})
         for node in nodes.values():
@@ -191,10 +194,22 @@ def _play(task: RunTask, port: LocalPort, tell: _Journal) -> None:
     try:
         run_task(task, port)
     except TacitError as error:
-        tell("run_failed", {"code": error.code, "reason": error.message})
+        tell("run_failed", {"code": error.code, "reason": error.message, "hint": error.hint})
         raise
     finally:
         os.chdir(here)
+
+
+def _explained(error: AppError, nodes: Mapping[int, Node], names: Mapping[int, str]) -> AppError:
+    """Add what the owners' own logs say: here alone, one person may read them all."""
+    last = {node_id: node.store.list_decisions(limit=1) for node_id, node in nodes.items()}
+    reasons = [
+        f"{names[node_id]}: {line.reason}."
+        for node_id, lines in last.items()
+        for line in lines
+        if line.outcome in ("refused", "failed")
+    ]
+    return AppError(error.code, error.message, hint=" ".join(sorted(reasons)) or error.hint)
 
 
 def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:

@@ -23,6 +23,8 @@ from tacit.client.prepare import prepare_data
 from tacit.core.errors import UnavailableError, UsageError
 from tacit.core.files import make_private_folder
 from tacit.core.specification import canonical_json
+from tacit.learning.contract import encode
+from tacit.learning.loaders import Source, load_raw
 from tacit.learning.prepared import PreparedSets, load_prepared
 
 if TYPE_CHECKING:
@@ -58,12 +60,22 @@ def heart_folder() -> Path:
     return Path(str(importlib.resources.files("tacit.simulation.data.heart")))
 
 
-def owners_in(path: Path, *, clients: int | None, scratch: Path, seed: int) -> list[Owner]:
+def owners_in(
+    path: Path, specification: RunSpec, *, clients: int | None, scratch: Path
+) -> list[Owner]:
     """Return the owners of a folder of files, or deal one file out to ``clients`` owners.
+
+    Args:
+        path: the folder, or the file.
+        specification: the run, whose data contract one file is held against as a whole, and whose
+            training seed deals it out.
+        clients: how many owners.
+        scratch: the folder in which shares of one file are put.
 
     Raises:
         UnavailableError: there are no data.
         UsageError: the number of clients does not fit.
+        DataError: one file for all breaks the data contract; rows are its own.
     """
     if path.is_dir():
         return _owners_of_folder(path, clients)
@@ -75,7 +87,15 @@ def owners_in(path: Path, *, clients: int | None, scratch: Path, seed: int) -> l
         )
     if clients is None:
         raise UsageError("E-USAGE", "one file is dealt out to --clients N owners: give N")
+    if specification.data is not None:
+        # before it is dealt out: what a share would complain of, its user could not find
+        encode(specification.data, load_raw(_source(path), specification.data))
+    seed = specification.training.seed if specification.training is not None else 0
     return _dealt_out(path, clients, scratch, seed)
+
+
+def _source(path: Path) -> Source:
+    return Source(path=path, format=FORMATS[path.suffix].value)
 
 
 def bare_owners(clients: int | None) -> list[Owner]:
@@ -122,7 +142,7 @@ def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
     return [
         Owner(
             name=path.stem,
-            data_set=DataSet(path=path, format=FORMATS[path.suffix], records=_count(path)),
+            data_set=DataSet(path=path, format=FORMATS[path.suffix], records=max(1, _count(path))),
         )
         for path in files
     ]
@@ -151,13 +171,13 @@ def _dealt_out(path: Path, clients: int, scratch: Path, seed: int) -> list[Owner
 def _count(path: Path) -> int:
     """Count a simulated owner's records; a real owner declares a public bound instead."""
     if path.suffix == ".csv":
-        return max(1, len(_csv_lines(path)) - 1)
+        return max(0, len(_csv_lines(path)) - 1)
     if path.suffix == ".parquet":
         from pyarrow import parquet  # noqa: PLC0415 - a tenth of a second, seldom needed
 
-        return max(1, int(parquet.ParquetFile(path).metadata.num_rows))
+        return int(parquet.ParquetFile(path).metadata.num_rows)
     with np.load(path, allow_pickle=False) as arrays:
-        return max(1, *(len(arrays[name]) for name in arrays.files))
+        return max((len(arrays[name]) for name in arrays.files), default=0)
 
 
 def _write_share(path: Path, share: Path, rows: np.ndarray) -> None:
@@ -174,5 +194,5 @@ def _write_share(path: Path, share: Path, rows: np.ndarray) -> None:
 
 
 def _csv_lines(path: Path) -> Sequence[bytes]:
-    """Return the lines of a CSV file that hold something; quoted line ends are not dealt out."""
-    return [line for line in path.read_bytes().splitlines() if line.strip()]
+    """Return the lines of a CSV file but empty ones; quoted line ends are not dealt out."""
+    return [line for line in path.read_bytes().splitlines() if line]

@@ -6,6 +6,9 @@
 The first form is for a SuperLink: it writes ``DIR/run-config.toml`` alone; every data owner makes
 their own prepared file. The second is for a simulation: it also reads the data, deals them out as
 ``tacit simulate`` does, and writes ``DIR/prepared/0.safetensors`` and so on, one for each node.
+
+Both print the command that comes next. ``CONNECTION`` in it is a name in Flower's own configuration
+(``~/.flwr/config.toml``); ``local``, which simulates on this machine, is there from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 from pathlib import Path
 
 from tacit.core.configuration import load_config
-from tacit.core.errors import ConfigError, TacitError
+from tacit.core.errors import TacitError
 from tacit.core.specification import RunSpec, canonical_json
 from tacit.learning.prepared import save_prepared
 from tacit.simulation.owners import owner_sets, owners_in
@@ -44,12 +47,13 @@ def main(arguments: list[str]) -> int:
             nodes = prepare(specification, given.data, prepared, clients=given.clients)
         config = write_run_config(specification, out, prepared=prepared if nodes else None)
     except TacitError as error:
-        problems = error.problems if isinstance(error, ConfigError) else ()
-        print("\n".join([f"error: {error}", *problems, error.hint]), file=sys.stderr)  # noqa: T201
+        problems = getattr(error, "problems", ())
+        hint = [f"hint: {error.hint}"] if error.hint else []
+        print("\n".join([f"error: {error}", *problems, *hint]), file=sys.stderr)  # noqa: T201
         return error.exit_code
-    size = f" --federation-config 'num-supernodes={nodes}'" if nodes else ""
     app = Path(__file__).resolve().parent
-    print(f"flwr run {app} CONNECTION --run-config {config}{size}")  # noqa: T201
+    where = f"local --federation-config 'num-supernodes={nodes}'" if nodes else "CONNECTION"
+    print(f"flwr run {app} {where} --stream --run-config {config}")  # noqa: T201
     return 0
 
 
@@ -60,12 +64,7 @@ def prepare(specification: RunSpec, data: Path, folder: Path, *, clients: int | 
         TacitError: the data are missing or break the contract.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    owners = owners_in(
-        data,
-        clients=clients,
-        scratch=folder / "shares",
-        seed=specification.training.seed if specification.training else 0,
-    )
+    owners = owners_in(data, specification, clients=clients, scratch=folder / "shares")
     for index, owner in enumerate(owners):
         save_prepared(folder / f"{index}.safetensors", owner_sets(specification, owner))
     return len(owners)

@@ -58,6 +58,26 @@ def test_an_owner_reads_what_a_run_asks_before_approving(
     assert "results" not in text
 
 
+def test_an_owner_sees_why_the_operator_stopped_a_run(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The operator's words stand below the run, as text and as JSON, safe for a terminal."""
+    Domain.create().member(home / "identity", 1)
+    store = open_store(home / STORE_NAME)
+    store.end_run("r-0000000b", "stopped", "wrong \x1b[31mdata")
+    store.close()
+    assert run(["client", "status", "--home", str(home)]) == 0
+    assert "r-0000000b: stopped: wrong \\x1b[31mdata" in capsys.readouterr().out
+    assert run(["client", "status", "r-0000000b", "--home", str(home)]) == 0
+    assert "ended: stopped\nended_reason: wrong" in capsys.readouterr().out
+    assert run(["client", "status", "--home", str(home), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert {each["run_id"]: each["ended_reason"] for each in runs} == {
+        "r-0000000a": "",
+        "r-0000000b": "wrong \x1b[31mdata",
+    }
+
+
 def test_an_ambiguous_beginning_names_no_run(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tacit.cli.main import run
 from tacit.cli.progress import RoundProgress, line_of
+from tacit.cli.run import with_names
 from tacit.core.artifacts import RunFolder, load_arrays
 from tacit.core.events import Event, EventKind
 from tacit.core.state import open_state
@@ -72,6 +75,56 @@ def test_check_refuses_with_code_and_remedy(
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ([("epsilon = 1.0                       # of records", "# of records")], "EXACT-METRICS"),
+        ([("epsilon = 1.0", "epsilon = 8.0")], "EPSILON"),
+        ([("min_clients = 4", "min_clients = 1")], "COHORT"),
+    ],
+)
+def test_check_warns_of_what_an_owner_refuses_by_default(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[str, str]],
+    code: str,
+) -> None:
+    """The node's own rules, held against a policy that says nothing, speak before it is asked."""
+    file = changed(tmp_path, *changes)
+    assert run(["run", "check", file, "--records", "90"]) == 0
+    said = capsys.readouterr()
+    assert f"[E-POLICY-{code}]" in said.err
+    assert "warning" not in said.out
+    assert run(["run", "check", file, "--records", "90", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert f"[E-POLICY-{code}]" in warning
+
+
+def test_check_has_nothing_against_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that an owner's default policy admits brings no warning."""
+    assert run(["run", "check", str(HEART), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["warnings"] == []
+    assert said.err == ""
+
+
+def test_check_warns_of_an_app_that_is_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mode none, an app that nobody allowed, and one that is not installed, are each named."""
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'name = "mine"\napp = {client = "no_such_package.app:app", server = "json:dumps"}\n'
+        'privacy = {mode = "none"}\nparticipation = {rounds = 1}\nresults = {train = {}}\n'
+    )
+    assert run(["run", "check", str(path), "--json"]) == 0
+    text = " ".join(json.loads(capsys.readouterr().out)["warnings"])
+    assert "[E-POLICY-MODE]" in text
+    assert "[E-POLICY-APP]" in text
+    assert "no_such_package" in text
+    assert text.count("[E-APP-MISSING]") == 1
+
+
 def test_events_become_one_line_each() -> None:
     """A round, a failure and the end read as sentences; fields of later versions do not break."""
 
@@ -99,10 +152,64 @@ def test_a_round_that_is_told_twice_is_shown_once(capsys: pytest.CaptureFixture[
     """After a restart of the server its last round may be told again."""
     fields = {"round": 1, "cohort": [], "metrics": {}, "seconds": 1}
     event = Event(sequence=1, at_s=0.0, kind=EventKind.ROUND_FINISHED, fields=fields)
-    with RoundProgress(2, terminal=False) as progress:
+    with RoundProgress(2) as progress:
         progress.show(event)
         progress.show(event)
     assert capsys.readouterr().err.count("round 1/2") == 1
+
+
+def test_progress_is_shown_on_the_stream_that_the_verb_chose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Beside a result it goes to standard error; where it is the result, to standard output."""
+    event = Event(sequence=1, at_s=0.0, kind=EventKind.RUN_STOPPED, fields={"reason": "enough"})
+    with RoundProgress(2) as beside, RoundProgress(2, stream=sys.stdout) as result:
+        beside.show(event)
+        assert capsys.readouterr() == ("", "stopped: enough\n")
+        result.show(event)
+        assert capsys.readouterr() == ("stopped: enough\n", "")
+    with RoundProgress(2, quiet=True) as quiet:
+        quiet.show(event)
+        assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    """A stream that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_waiting_is_a_state_and_not_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar says how many are ready; owners' words are lines, and are not said twice."""
+    monkeypatch.setenv("TERM", "xterm")
+    reason = "1 of 2 needed clients are ready: 1 approved (ada)"
+    events = [
+        (EventKind.NODE_DECIDED, {"member": "ada", "verdict": "approved", "code": ""}),
+        (EventKind.RUN_WAITING, {"reason": reason, "approved": 1, "needed": 2}),
+        (EventKind.RUN_STARTED, {"cohort": ["ada", "va"]}),
+        (EventKind.ROUND_FINISHED, {"round": 1, "cohort": ["ada", "va"], "seconds": 1}),
+    ]
+    terminal = Terminal()
+    with RoundProgress(1, stream=terminal) as progress:
+        for number, (kind, fields) in enumerate(events, start=1):
+            progress.show(Event(sequence=number, at_s=0.0, kind=kind, fields=fields))
+    shown = terminal.getvalue()
+    assert "ada: approved" in shown
+    assert "1 of 2 needed clients are ready " in shown
+    assert "(ada)" not in shown
+    assert "1/1" in shown[shown.rindex("rounds ") :]
+
+
+def test_rounds_name_their_members() -> None:
+    """Node ids stay for scripts; names stand beside them, and an unnamed node keeps its id."""
+    entry = {"round": 1, "cohort": [7, 8, 9], "failed": {"8": "E-APP-RAISED"}}
+    manifest = {"run_id": "r-1", "members": {"7": "ada", "8": "va"}, "rounds": [entry]}
+    named = with_names(manifest)["rounds"][0]
+    assert named["cohort"] == [7, 8, 9]
+    assert named["members"] == ["ada", "va", "9"]
+    assert named["failed"] == {"va": "E-APP-RAISED"}
+    assert manifest["rounds"] == [entry]
 
 
 @contextlib.contextmanager
@@ -116,6 +223,38 @@ def running_server(home: Path) -> Iterator[None]:
         children.start("the server", arguments, home.parent / "server.log")
         children.wait_until("the server", lambda: answers(state), timeout_s=60.0)
         yield
+
+
+@pytest.mark.slow
+def test_a_pull_writes_over_nothing_but_its_own_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's folder and another run's are refused and unharmed; a broken pull goes on."""
+    home, local = tmp_path / "s", ["--home", str(tmp_path / "s")]
+    monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "o"))
+    listen = ["--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
+    assert run(["server", "init", "--name", "localhost", "--home", str(home), *listen]) == 0
+    mine, pulled = tmp_path / "mine", tmp_path / "pulled"
+    mine.mkdir()
+    (mine / "run.toml").write_text("of somebody else")
+    with running_server(home):
+        capsys.readouterr()
+        for _ in range(2):
+            assert run(["run", "submit", str(HEART), *local]) == 0
+        first, second = capsys.readouterr().out.split()
+        assert run(["run", "pull", first, "--out", str(mine), *local]) == 2
+        assert "with other files [E-RUN-FOLDER]" in capsys.readouterr().err
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0  # no manifest yet
+        (pulled / "run.toml").unlink()  # as if it had broken here
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0
+        assert run(["run", "stop", first, *local]) == 0
+        assert run(["run", "pull", first, "--out", str(pulled), *local]) == 0
+        assert run(["run", "pull", second, "--out", str(pulled), *local]) == 2
+        assert f"with the run {first} [E-RUN-FOLDER]" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == ["run.toml"]
+    assert (mine / "run.toml").read_text() == "of somebody else"
+    assert json.loads((pulled / "manifest.json").read_bytes())["run_id"] == first
+    assert not list(pulled.glob(".*"))
 
 
 @pytest.mark.slow
@@ -140,8 +279,11 @@ def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
         assert run(["run", "show", "r-zz", *local]) == 2
         assert "E-RUN-UNKNOWN" in capsys.readouterr().err
         assert run(["run", "stop", run_id, "--reason", "a trial", *local]) == 0
+        capsys.readouterr()
         assert run(["run", "watch", *local]) == 1
-        assert "a trial" in capsys.readouterr().err
+        watched = capsys.readouterr()
+        assert "stopped: a trial" in watched.out
+        assert "a trial [E-RUN-STOPPED]" in watched.err
         out = tmp_path / "pulled"
         assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0
         assert run(["run", "pull", run_id, "--out", str(out), *local]) == 0  # again: nothing new

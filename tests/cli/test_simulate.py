@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
 
 from tacit.cli.main import run
+from tacit.core.artifacts import save_arrays
 from tests.simulation.test_federation import SPECIFICATION, write_data
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pytest
 
 
 def test_simulate_deals_data_out_and_compares(
@@ -32,15 +35,182 @@ def test_simulate_deals_data_out_and_compares(
     assert "E-RUN-FOLDER" in capsys.readouterr().err
 
 
-def test_simulate_names_what_is_wrong_with_the_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_matplotlib_there_is_a_table_and_no_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data that break the contract are refused with column and row, before any round."""
+    """A missing extra costs the picture, not the trial that was made."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    data, out = write_data(tmp_path / "data.csv"), tmp_path / "out"
+    arguments = ["--clients", "2", "--data", str(data), "--out", str(out)]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 0
+    said = capsys.readouterr()
+    assert "all data pooled" in said.out
+    assert "No plot: expected matplotlib" in said.err
+    assert (out / "comparison.json").exists()
+    assert not (out / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("rounds = 3", "round = 3"),
+        ('kind = "logistic"', 'kind = "cnn"'),
+        ('mode = "none"', 'mode = "central"\nclip = 1.0\nepsilon = 1.0\ndelta = 1e-3'),
+        ("[participation]", '[strategy]\nname = "FedAgv"\n[participation]'),
+    ],
+)
+def test_simulate_says_what_run_check_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]
+) -> None:
+    """A run that could never be submitted is refused in the same words, and writes nothing."""
+    assert change[0] in SPECIFICATION
+    file = tmp_path / "run.toml"
+    file.write_text(SPECIFICATION.replace(*change))
+    data = write_data(tmp_path / "data.csv")
+    code = run(["run", "check", str(file)])
+    said = capsys.readouterr().err
+    out = ["--out", str(tmp_path / "new" / "run")]
+    assert code == run(["simulate", str(file), "--clients", "2", "--data", str(data), *out])
+    assert code in (3, 4)
+    assert said == capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--clients", "1"], ["--clients", "99"], ["--data", "nowhere"]]
+)
+def test_a_trial_that_cannot_begin_leaves_no_folder(tmp_path: Path, options: list[str]) -> None:
+    """Too few owners, too many, no data: the folder, and those above it, are as before."""
     (tmp_path / "run.toml").write_text(SPECIFICATION)
     data = write_data(tmp_path / "data.csv")
-    data.write_text(data.read_text().replace("yes", "maybe"))
-    arguments = ["simulate", str(tmp_path / "run.toml"), "--clients", "2", "--data", str(data)]
-    assert run([*arguments, "--out", str(tmp_path / "out")]) == 4
+    arguments = ["--data", str(data), "--out", str(tmp_path / "new" / "run"), *options]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) != 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_trial_never_touches_a_folder_with_something_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies in --out already is neither mixed with a run nor removed."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    data = write_data(tmp_path / "data.csv")
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "letter.txt").write_text("keep me")
+    arguments = ["--clients", "2", "--data", str(data), "--out", str(out)]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 2
+    assert "E-RUN-FOLDER" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("form", [".csv", ".parquet"])
+def test_simulate_names_the_rows_of_the_file_that_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """Rows are those of the one file, not of the shares that it would have been dealt into."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    data = write_data(tmp_path / "data.csv")
+    lines = data.read_text().splitlines()
+    for row in (7, 31, 60):
+        lines[row] = lines[row].replace("yes", "maybe").replace("no", "maybe")
+    data.write_text("\n".join(lines) + "\n")
+    if form == ".parquet":
+        pd.read_csv(data).to_parquet(data.with_suffix(form))
+        data = data.with_suffix(form)
+    arguments = ["--clients", "4", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 3
     text = capsys.readouterr().err
-    assert "owner-1 does not approve" in text
+    assert "y: unknown label: 3 rows (7, 31, 60)" in text
     assert "maybe" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_simulate_names_the_owner_whose_own_file_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder of files the node refuses whose file it is, with column and row."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data").mkdir()
+    write_data(tmp_path / "data" / "ada.csv", seed=1)
+    bad = write_data(tmp_path / "data" / "bob.csv", seed=2)
+    bad.write_text(bad.read_text().replace("yes", "maybe"))
+    arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 4
+    text = capsys.readouterr().err
+    assert "bob does not approve" in text
+    assert "maybe" not in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("a,b,y\n", "has none, only the columns a, b, y"), ("", "data.csv is empty")],
+)
+def test_simulate_says_when_a_file_has_no_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    """A header alone is named as one; it is not "one record that fits one client"."""
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data.csv").write_text(content)
+    arguments = ["--clients", "2", "--data", str(tmp_path / "data.csv")]
+    assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 3
+    text = capsys.readouterr().err
+    assert "E-DATA-EMPTY" in text
+    assert words in text
+
+
+LOUD_APP = """
+import os
+import subprocess
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+print("loud: imported")
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    print("loud: trains")
+    os.write(1, b"loud: past Python\\n")
+    subprocess.run(["echo", "loud: from a child"], check=True)
+    metrics = MetricRecord({"num-examples": 1})
+    content = {"arrays": message.content["arrays"], "metrics": metrics}
+    return Message(RecordDict(content), reply_to=message)
+"""
+
+LOUD_RUN = """
+name = "loud"
+initial = "initial.safetensors"
+[app]
+client = "loud_app:app"
+[results.train]
+metrics = { num-examples = { range = [1, 1] } }
+[privacy]
+mode = "none"
+[participation]
+rounds = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_an_app_prints_never_lands_in_the_result(tmp_path: Path, workers: str) -> None:
+    """Standard output is one JSON document, however an app writes to it, in whatever process."""
+    (tmp_path / "loud_app.py").write_text(LOUD_APP)
+    (tmp_path / "run.toml").write_text(LOUD_RUN)
+    save_arrays(tmp_path / "initial.safetensors", {"w": np.ones(3, dtype=np.float32)})
+    tacit = Path(sys.executable).with_name("tacit")
+    options = ["--clients", "2", "--workers", workers, "--json"]
+    done = subprocess.run(
+        [tacit, "simulate", "run.toml", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["rounds"] == 1
+    for line in ("imported", "trains", "past Python", "from a child"):
+        assert f"loud: {line}" in done.stderr

@@ -57,7 +57,7 @@ def test_what_makes_sense_is_read(kind: type[Any], plain: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("plain", "problem"),
     [
-        ({"type": "number"}, "range: a number needs range"),
+        ({"type": "number"}, "range: missing: a number needs range"),
         ({"type": "number", "range": [1, 1]}, "range: expected low < high"),
         (NUMBER | {"missing": "a"}, "missing: expected a number"),
         (CATEGORY | {"range": [0, 1]}, "range: only a number has a range"),
@@ -77,11 +77,11 @@ def test_columns_are_declared_in_full(plain: dict[str, Any], problem: str) -> No
     [
         (TABLE | {"classes": ["0", "0"]}, "classes: expected at least two different"),
         (TABLE | {"label_map": {"2": "3"}}, "label_map.2: expected one of `classes`"),
-        (TABLE | {"columns": {}}, "columns: a table needs at least one"),
+        (TABLE | {"columns": {}}, "columns: missing: a table needs at least one"),
         (TABLE | {"label": "x"}, "columns.x: the label is declared by"),
         (TABLE | {"shape": [1, 8, 8]}, "shape: only images have a shape"),
-        (IMAGE | {"shape": None}, "shape: images need shape"),
-        (IMAGE | {"shape": [0, 8, 8]}, "shape: images need shape"),
+        (IMAGE | {"shape": None}, "shape: missing: images need shape"),
+        (IMAGE | {"shape": [0, 8, 8]}, "shape: expected channels"),
     ],
 )
 def test_the_contract_is_consistent(plain: dict[str, Any], problem: str) -> None:

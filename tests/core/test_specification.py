@@ -111,16 +111,18 @@ def test_every_field_is_in_the_canonical_form() -> None:
         ('name = "heart"', 'name = "x"\ndata_set = "../x"', "data_set: expected letters"),
         ('classes = ["0", "1"]', 'classes = ["0"]', "data.classes: expected at least two"),
         ("range = [20, 100]", "range = [100, 20]", "data.columns.age.range: expected low < high"),
-        ("range = [20, 100]", "", "data.columns.age.range: a number needs range"),
+        ("range = [20, 100]", "", "data.columns.age.range: missing: a number needs range"),
         ("learning_rate = 1", "learning_rate = 0", "training.learning_rate: expected a positive"),
         ("learning_rate = 1", "learning_rate = 1\nseed = -1", "training.seed: expected 0 or more"),
-        ("epsilon = 1\n", "", "privacy.epsilon: expected exactly one"),
+        ("epsilon = 1\n", "", "privacy.epsilon: missing: expected exactly one"),
+        ("clip = 1\n", "", "privacy.clip: missing: expected a positive number"),
+        ("delta = 1e-3\n", "", "privacy.delta: missing: expected 0 < delta < 1"),
         ("epsilon = 1", "epsilon = 1\nnoise_multiplier = 1", "privacy.epsilon: expected exactly"),
         ("delta = 1e-3", "delta = 1", "privacy.delta: expected 0 < delta < 1"),
         ("delta = 1e-3", "delta = 1e-3\nsample_rate = 0.5", "privacy.sample_rate"),
         ("rounds = 20", "rounds = 0", "participation.rounds: expected 1 to"),
         ("rounds = 20", "rounds = 20\nfraction = 0", "participation.fraction"),
-        ('kind = "logistic"', 'kind = "module"', "model.factory: expected with kind"),
+        ('kind = "logistic"', 'kind = "module"', "model.factory: missing: kind = "),
         ('[model]\nkind = "logistic"\n', "", "model: missing: a run needs [model]"),
     ],
 )
@@ -149,7 +151,7 @@ def test_app_runs_declare_their_results() -> None:
     privacy = {mode = "none"}
     participation = {rounds = 1}
     """
-    assert "results: a run with [app] declares" in problems_of(app)[0]
+    assert "results: missing: a run with [app] declares" in problems_of(app)[0]
     both = app + 'model = {kind = "logistic"}\nresults.fit = {}\n'
     assert [problem.split(": ")[1] for problem in problems_of(both)] == ["model", "results.fit"]
     assert "results: only runs with [app]" in problems_of(RUN + "[results.train]\n")[0]

@@ -110,8 +110,9 @@ def expected(tmp_path: Path) -> RunFolder:
     """Return what ``tacit simulate`` makes of the run."""
     path = tmp_path / "run.toml"
     path.write_text(RUN_TOML, encoding="utf-8")
-    owners = owners_in(heart_folder(), clients=None, scratch=tmp_path / "shares", seed=1)
-    return simulate(load_config(path, RunSpec).value, owners, tmp_path / "simulated").folder
+    run = load_config(path, RunSpec).value
+    owners = owners_in(heart_folder(), run, clients=None, scratch=tmp_path / "shares")
+    return simulate(run, owners, tmp_path / "simulated").folder
 
 
 def configured(tmp_path: Path) -> Path:
@@ -205,6 +206,25 @@ def test_deployment(environ: dict[str, str], expected: RunFolder, tmp_path: Path
             wait_for_port(node_port, crew, timeout_s=30)
         flwr_run(environ, config)
         verify_equal(expected, finished(tmp_path / "runs", crew))
+
+
+@pytest.mark.slow
+def test_configure_prints_the_command_that_comes_next(tmp_path: Path) -> None:
+    """A simulation runs on Flower's own `local`; bad data are named with column and row."""
+    (tmp_path / "run.toml").write_text(RUN_TOML, encoding="utf-8")
+    command = [sys.executable, str(APP / "configure.py"), str(tmp_path / "run.toml")]
+    data = [*command, "--out", str(tmp_path / "work"), "--data"]
+    done = subprocess.run([*data, str(heart_folder())], capture_output=True, text=True, check=True)
+    config = tmp_path / "work" / "run-config.toml"
+    assert done.stdout == (
+        f"flwr run {APP} local --federation-config 'num-supernodes=4' --stream "
+        f"--run-config {config}\n"
+    )
+    (tmp_path / "bad.csv").write_text("age,sex,exang,thalach,num\n50,1,0,140,0\n500,0,0,140,1\n")
+    bad = [*data, str(tmp_path / "bad.csv"), "--clients", "2"]
+    failed = subprocess.run(bad, capture_output=True, text=True, check=False)
+    assert failed.returncode == 3
+    assert "age: outside the declared range: 1 rows (2)" in failed.stderr
 
 
 @pytest.mark.slow

@@ -294,8 +294,7 @@ class Federation:
         """Fetch a run's folder."""
         folder = self.root / "pulled" / run_id
         with self.operator() as operator:
-            for file in operator.list_files(run_id):
-                operator.pull(run_id, file, folder)
+            operator.pull_run(run_id, folder)
         return RunFolder(folder)
 
     def node_id(self, name: str) -> int:

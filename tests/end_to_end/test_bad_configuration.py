@@ -152,3 +152,4 @@ def test_a_run_on_bad_data_is_denied_at_its_owner_and_taken_once_they_are_mended
     played.wait_for_event(run_id, "node_decided", member="ada", verdict="approved")
     assert played.tacit("run", "stop", run_id).code == 0
     eventually("its worker to end", lambda: not played.processes("ada/scratch"))
+    played.daemons["ada"].kill()  # no other test expects it to run

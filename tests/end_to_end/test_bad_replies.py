@@ -103,14 +103,15 @@ def test_the_model_is_what_the_other_owner_made(
 def test_a_run_that_nobody_can_answer_fails_with_a_code_and_says_so_in_its_manifest(
     played: Federation,
 ) -> None:
-    """`run watch` ends with 1, a code and a hint-free reason; the folder says "failed", and why."""
+    """`run watch` ends with 1, names whose app failed and who can say why; so does the folder."""
     run = quick_spec(**{"fault": "raise", "fault-node": str(played.node_id("bad"))})
     run = with_clients(run, 2, max_attempts=2)
     run_id = played.submit(replace(run, name="doomed"), initial_file(played.root))
     watch = played.tacit("run", "watch", run_id)
     assert watch.code == 1
     assert "[E-ROUND-FAILED]" in watch.err
-    assert "1 of 2 replies are good and 2 are needed; 1 x E-APP-RAISED" in watch.err
+    assert "1 of 2 replies are good and 2 are needed; E-APP-RAISED from bad" in watch.err
+    assert "hint: Ask bad for the reason" in watch.err
     pull = played.tacit("run", "pull", run_id, "--out", played.root / "doomed", "--json")
     assert pull.code == 0
     manifest = json.loads((played.root / "doomed" / "manifest.json").read_bytes())

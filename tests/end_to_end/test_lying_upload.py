@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
+POWER = 'journal = "power"'  # every digest is checked on arrival: docs/adr/0005
 Upload = tuple[fleet.ReplyHead, list[bytes]]
 
 
@@ -167,7 +168,10 @@ async def next_instruction(stub: Any, node: Node, number: int) -> fleet.Instruct
 
 def test_a_node_that_lies_about_its_upload_is_refused(tmp_path: Path) -> None:
     """Size, order, digest, schema, NaN: each lie has its code; the honest upload still counts."""
-    with federation(tmp_path / "f") as played:
+    with federation(tmp_path / "f", start=False) as played:
+        settings = played.home / "server.toml"
+        settings.write_text(settings.read_text().replace('journal = "kill"', POWER))
+        played.start_server()
         membership = enrol(parse_token(played.token("liar")), played.root / "liar")
         node = Node(membership, played.address, silent=True)
         attempts = 1 + len(BREAKS_A_RULE)

@@ -64,7 +64,10 @@ def walk(made: Federation, name: str) -> None:
     run_id = submit_and_approve(made)
     watch = made.tacit("run", "watch")
     assert watch.code == 0, watch.err
-    assert "round 1/1: 2 owners" in watch.err
+    assert "round 1/1: 2 owners" in watch.out
+    last = made.tacit("run", "show", "--json").json["manifest"]["rounds"][-1]
+    assert sorted(last["members"]) == sorted(OWNERS)
+    assert f"members: {', '.join(last['members'])}" in made.tacit("run", "show").out
     pull = made.tacit("run", "pull", "--out", made.root / "result", "--json")
     assert pull.json["run_id"] == run_id
     folder = RunFolder(made.root / "result")

@@ -72,6 +72,7 @@ class Node:
     receipts: list[fleet.Receipt] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    end: fleet.RunEnded | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     code: str = ""
@@ -119,6 +120,7 @@ class Node:
                 self.closed.append(task.closed.message_id)
                 self.outbox.pop(task.closed.message_id, None)
             elif kind == "ended":
+                self.end = task.ended
                 self.ended.set()
 
     def decision(self, run_id: str, verdict: int) -> fleet.Decision:

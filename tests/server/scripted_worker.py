@@ -107,6 +107,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--checkpoint", default="")
+    parser.add_argument("--durable", action="store_true")
     parser.add_argument("--log-form", default="text")
     return parser.parse_args()
 

@@ -211,7 +211,7 @@ def test_a_run_waits_for_owners_and_says_so(tmp_path: Path) -> None:
             await fed.events(run_id, until="node_decided")
             shown = await fed.show(run_id)
             assert shown.status == "waiting"
-            assert "of 2 clients" in shown.reason
+            assert " of 2 needed clients are ready: " in shown.reason
             await second.stop()
             second.verdict = fleet.Decision.APPROVED
             second.start()
@@ -237,6 +237,8 @@ def test_an_operator_stops_a_run_and_nodes_forget_it(tmp_path: Path) -> None:
             assert all(node.closed == node.received for node in fed.nodes.values())
             shown = await fed.show(run_id)
             assert (shown.status, shown.reason) == ("stopped", "enough")
+            ends = [(n.end.status, n.end.reason) for n in fed.nodes.values() if n.end is not None]
+            assert ends == [("stopped", "enough")] * 2
 
     asyncio.run(scenario())
 

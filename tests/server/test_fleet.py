@@ -25,7 +25,7 @@ from tacit.protos.channel import client_channel, enrolment_channel
 from tacit.protos.control_pb2_grpc import ControlStub
 from tacit.protos.enrolment_client import enrol, renew
 from tacit.protos.frames import encode_chunk, encode_head, open_fleet
-from tacit.server.configuration import LimitsConfig
+from tacit.server.configuration import JournalMode, LimitsConfig
 from tests.server.federation import (
     Federation,
     Node,
@@ -355,10 +355,14 @@ def test_a_bad_reply_fails_its_message_and_not_the_run(
 def test_a_stream_that_lies_is_refused_and_may_try_again(
     tmp_path: Path, chunks: list[tuple[int, int]], code: str
 ) -> None:
-    """Too many bytes, a gap, a repetition, too few, other bytes: refused, and the message stays."""
+    """Too many bytes, a gap, a repetition, too few, other bytes: refused, and the message stays.
+
+    Other bytes than were announced are looked for on arrival with ``journal = power`` only.
+    """
+    journal = JournalMode.POWER if code == "E-UPLOAD-DIGEST" else JournalMode.KILL
 
     async def scenario() -> None:
-        async with federation(tmp_path, nodes=1) as fed:
+        async with federation(tmp_path, nodes=1, journal=journal) as fed:
             message_id, node = await silent_run(fed)
             run_id = next(iter(node.offers))
             async with node.channel() as channel:

@@ -100,7 +100,10 @@ class Desk:
             clock=lambda: self.now,
         )
         self.journal = RunJournal(
-            RUN, quorum=2, spool=Spool(self.root / "spool", space), surroundings=around
+            RUN,
+            quorum=2,
+            spool=Spool(self.root / "spool", space, durable=False),
+            surroundings=around,
         )
         self.replies = ReplyDesk(self.journal, specification(self.mode))
         self.grid = GridDesk(self.journal)

@@ -29,26 +29,26 @@ def test_any_division_into_streams_and_chunks_gives_the_same_payload(
 ) -> None:
     """Each cut is a broken stream; some are followed by a new process that finds the file."""
     folder = tmp_path_factory.mktemp("spool")
-    spool, before = Spool(folder, space()), 0
+    spool, before = Spool(folder, space(), durable=True), 0
     for number, cut in enumerate(sorted(cuts)):
         staged = spool.stage("m", size=len(DATA), sha256=SHA)
         staged.write(staged.begin(), before, memoryview(DATA)[before:cut])
         before = cut
         if number % 2:
             spool.close()
-            spool = Spool(folder, space())
+            spool = Spool(folder, space(), durable=True)
     assert spool.staged_bytes("m") == before
     staged = spool.stage("m", size=len(DATA), sha256=SHA)
     staged.write(staged.begin(), before, memoryview(DATA)[before:])
     staged.verify_complete()
-    spool.finish("m", staged, "reply.bin", durable=True)
+    spool.finish("m", staged, "reply.bin")
     assert (folder / "reply.bin").read_bytes() == DATA
     assert spool.is_whole("reply.bin", size=len(DATA), sha256=SHA)
 
 
 def test_an_older_stream_can_no_longer_write(tmp_path: Path) -> None:
     """A connection that died without anybody noticing must not mix its bytes in."""
-    staged = Spool(tmp_path / "s", space()).stage("m", size=len(DATA), sha256=SHA)
+    staged = Spool(tmp_path / "s", space(), durable=True).stage("m", size=len(DATA), sha256=SHA)
     first = staged.begin()
     staged.begin()
     with pytest.raises(ProtocolError, match="E-UPLOAD-SUPERSEDED"):
@@ -58,13 +58,13 @@ def test_an_older_stream_can_no_longer_write(tmp_path: Path) -> None:
 
 def test_another_payload_takes_the_place_of_the_first(tmp_path: Path) -> None:
     """What was staged for another digest is dropped, and cannot be finished."""
-    spool = Spool(tmp_path / "s", space())
+    spool = Spool(tmp_path / "s", space(), durable=True)
     first = spool.stage("m", size=len(DATA), sha256=SHA)
     first.write(first.begin(), 0, memoryview(DATA))
     second = spool.stage("m", size=10, sha256=bytes(32))
     second.begin()
     with pytest.raises(ProtocolError, match="E-UPLOAD-SUPERSEDED"):
-        spool.finish("m", first, "reply.bin", durable=False)
+        spool.finish("m", first, "reply.bin")
     assert spool.staged_bytes("m") == 0
     spool.clear()
 
@@ -72,7 +72,7 @@ def test_another_payload_takes_the_place_of_the_first(tmp_path: Path) -> None:
 def test_the_limit_is_kept_before_the_first_byte(tmp_path: Path) -> None:
     """Space is promised once per payload, and given back when it is dropped."""
     room = space(limit=len(DATA) + 100)
-    spool = Spool(tmp_path / "s", room)
+    spool = Spool(tmp_path / "s", room, durable=True)
     spool.stage("a", size=len(DATA), sha256=SHA)
     spool.stage("a", size=len(DATA), sha256=SHA)
     with pytest.raises(UnavailableError, match="E-SPOOL-FULL"):
@@ -86,19 +86,19 @@ def test_a_disk_without_room_is_a_named_error(tmp_path: Path) -> None:
     """The disk keeps what the journal needs."""
     room = Space(limit_bytes=1 << 62, keep_free_bytes=1 << 61)
     with pytest.raises(UnavailableError, match="E-DISK-FULL"):
-        Spool(tmp_path / "s", room).stage("m", size=1, sha256=SHA)
+        Spool(tmp_path / "s", room, durable=True).stage("m", size=1, sha256=SHA)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".hidden", "x" * 200, "a\0b"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     """A worker names its payloads; none of them is a path."""
     with pytest.raises(ProtocolError, match="E-SPOOL-NAME"):
-        Spool(tmp_path / "s", space()).path(name)
+        Spool(tmp_path / "s", space(), durable=True).path(name)
 
 
 def test_only_wanted_files_are_kept(tmp_path: Path) -> None:
     """Files nobody refers to go; uploads in progress stay."""
-    spool = Spool(tmp_path / "s", space())
+    spool = Spool(tmp_path / "s", space(), durable=True)
     for name in ("a.bin", "b.bin"):
         (spool.folder / name).write_bytes(DATA)
     staged = spool.stage("m", size=len(DATA), sha256=SHA)
@@ -110,7 +110,7 @@ def test_only_wanted_files_are_kept(tmp_path: Path) -> None:
 
 def test_a_damaged_payload_is_not_whole(tmp_path: Path) -> None:
     """A changed byte, another length, or no file at all."""
-    spool = Spool(tmp_path / "s", space())
+    spool = Spool(tmp_path / "s", space(), durable=True)
     path = spool.folder / "a.bin"
     assert not spool.is_whole("a.bin", size=len(DATA), sha256=SHA)
     path.write_bytes(DATA[:-1])

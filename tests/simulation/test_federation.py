@@ -11,9 +11,16 @@ import pytest
 
 from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.configuration import load_config, parse_toml
-from tacit.core.errors import RefusedError, UsageError
+from tacit.core.errors import AppError, RefusedError, UsageError
 from tacit.core.events import EventKind, parse_event
-from tacit.core.specification import EvaluationSpec, PrivacyMode, PrivacySpec, RunSpec
+from tacit.core.specification import (
+    EvaluationSpec,
+    MetricSpec,
+    PrivacyMode,
+    PrivacySpec,
+    ReplySpec,
+    RunSpec,
+)
 from tacit.simulation.federation import simulate
 from tacit.simulation.owners import Owner, heart_folder, owner_sets, owners_in
 from tests.conformance import CASES, NODES, Case, initial_arrays, run_spec
@@ -55,7 +62,7 @@ def write_data(path: Path, records: int = 60, seed: int = 0) -> Path:
 
 def make_owners(folder: Path, clients: int = 3) -> list[Owner]:
     data = write_data(folder / "data.csv")
-    return owners_in(data, clients=clients, scratch=folder / "shares", seed=1)
+    return owners_in(data, tiny(), clients=clients, scratch=folder / "shares")
 
 
 def test_a_simulation_leaves_a_run_folder(tmp_path: Path) -> None:
@@ -119,14 +126,33 @@ def test_any_flower_app_runs_as_it_is(case: Case, tmp_path: Path) -> None:
     """A ClientApp of somebody's own, mods included, trains through the real node."""
     save_arrays(tmp_path / "initial.safetensors", initial_arrays())
     data = write_data(tmp_path / "data.csv")
-    owners = owners_in(data, clients=len(NODES), scratch=tmp_path / "shares", seed=0)
-    done = simulate(
-        run_spec(case), owners, tmp_path / "run", initial=tmp_path / "initial.safetensors"
-    )
+    run = run_spec(case)
+    owners = owners_in(data, run, clients=len(NODES), scratch=tmp_path / "shares")
+    done = simulate(run, owners, tmp_path / "run", initial=tmp_path / "initial.safetensors")
     model = load_arrays(done.folder.model)
     assert {name: array.shape for name, array in model.items()} == {
         name: array.shape for name, array in initial_arrays().items()
     }
+
+
+def test_a_failed_trial_quotes_the_owners_own_logs(tmp_path: Path) -> None:
+    """Where one person holds all the data, the reason that a real owner keeps is in the hint."""
+    metrics = {"num-examples": MetricSpec(range=(0.0, 0.0))}
+    case = run_spec(CASES[0])
+    run = replace(
+        case,
+        results={"train": ReplySpec(metrics=metrics)},
+        participation=replace(case.participation, max_attempts=1),
+    )
+    save_arrays(tmp_path / "initial.safetensors", initial_arrays())
+    owners = owners_in(
+        write_data(tmp_path / "data.csv"), run, clients=len(NODES), scratch=tmp_path / "shares"
+    )
+    with pytest.raises(AppError, match="E-ROUND-FAILED") as raised:
+        simulate(run, owners, tmp_path / "run", initial=tmp_path / "initial.safetensors")
+    assert "E-REPLY-METRIC from owner-1, owner-2" in raised.value.message
+    assert "owner-1: " in raised.value.hint
+    assert "num-examples" in raised.value.hint
 
 
 def test_too_few_owners_are_told_apart_at_once(tmp_path: Path) -> None:
@@ -147,7 +173,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_dealing_out_loses_no_record(tmp_path: Path) -> None:
     """The shares of one file are disjoint and complete, whatever the number of owners."""
     data = write_data(tmp_path / "data.csv", records=61)
-    owners = owners_in(data, clients=4, scratch=tmp_path / "shares", seed=3)
+    owners = owners_in(data, tiny(), clients=4, scratch=tmp_path / "shares")
     lines = [line for owner in owners for line in owner.data_set.path.read_text().split("\n")[1:-1]]
     assert sorted(lines) == sorted(data.read_text().split("\n")[1:-1])
     assert [owner.data_set.records for owner in owners] == [16, 15, 15, 15]
@@ -156,7 +182,7 @@ def test_dealing_out_loses_no_record(tmp_path: Path) -> None:
 def test_the_heart_data_keep_the_contract_of_their_run() -> None:
     """All 920 patients of the four hospitals pass the contract in run.toml."""
     run = load_config(heart_folder() / "run.toml", RunSpec).value
-    owners = owners_in(heart_folder(), clients=4, scratch=Path("unused"), seed=0)
+    owners = owners_in(heart_folder(), run, clients=4, scratch=Path("unused"))
     sets = {owner.name: owner_sets(run, owner) for owner in owners}
     counts = {name: len(item.train) + len(item.validation) for name, item in sets.items()}
     assert counts == {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}

@@ -1,0 +1,163 @@
+"""Everything about a run.toml that can be known before an owner is asked.
+
+`tacit run check`, `tacit run submit` and `tacit simulate` begin with it, so that all three say the
+same words about the same file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tacit.core.configuration import load_config, read_config_text
+from tacit.core.errors import ConfigError, TacitError
+from tacit.core.specification import RunSpec, canonical_json, specification_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A run.toml that could be submitted.
+
+    Attributes:
+        specification: the resolved run.
+        source: the file's text.
+        summary: what it means, for people.
+        warnings: what does not hinder the run here, but is likely to hinder it at its owners.
+    """
+
+    specification: RunSpec
+    source: str
+    summary: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def check_run(file: Path, *, records: int) -> Checked:
+    """Check everything that can be known before an owner is asked.
+
+    Raises:
+        ConfigError: the file, the strategy, the model or the privacy parameters are wrong.
+        RefusedError: this version has no mechanism for what the run promises.
+    """
+    from tacit.server.strategies import strategy_problems  # noqa: PLC0415 - keeps --help quick
+
+    source = read_config_text(file)
+    specification = load_config(file, RunSpec).value
+    own_server = specification.app is not None and bool(specification.app.server)
+    problems = () if own_server else tuple(strategy_problems(specification))
+    if problems:
+        raise ConfigError(
+            "E-STRATEGY",
+            f"{file.name} asks for a strategy that cannot be made",
+            problems=tuple(f"{file.name}: {key}: {text}" for key, text in problems),
+            hint="Names and parameters are those of Flower's strategy classes.",
+        )
+    _verify_initial(file, specification)
+    people = specification.participation
+    summary: dict[str, Any] = {
+        "name": specification.name,
+        "data_set": specification.data_set,
+        "model": _model_summary(specification),
+        "strategy": specification.strategy.wrapper or specification.strategy.name,
+        "rounds": people.rounds,
+        "min_clients": people.min_clients,
+        "privacy": _privacy_summary(specification, records),
+        **_evaluation_summary(specification),
+        "specification_sha256": specification_sha256(canonical_json(specification)),
+    }
+    warnings = tuple(_warnings(specification, summary["privacy"].get("epsilon"), records))
+    return Checked(
+        specification=specification,
+        source=source,
+        summary=summary | {"warnings": warnings},
+        warnings=warnings,
+    )
+
+
+def _warnings(specification: RunSpec, epsilon: float | None, records: int) -> Iterator[str]:
+    """Yield what an owner's policy refuses unless they change it, and what is not installed here.
+
+    The rules are the node's own, held against a client.toml that says nothing of policy.
+    """
+    from tacit.client.approvals import Offer, refusals  # noqa: PLC0415 - keeps --help quick
+    from tacit.client.configuration import ClientConfig, DataSet  # noqa: PLC0415
+    from tacit.core.artifacts import sha256_app_files  # noqa: PLC0415
+
+    data_set = DataSet(path=Path(os.devnull), records=max(1, records))
+    config = ClientConfig(data_sets={specification.data_set: data_set})
+    offer = Offer(specification=specification, epsilon=epsilon, isolated=True)
+    for error in refusals(offer, config):
+        yield f"an owner's default policy refuses this run: {error.message} [{error.code}]"
+    app = specification.app
+    for name in (app.client, app.server) if app is not None else ():
+        try:
+            if name:
+                sha256_app_files(name.partition(":")[0])
+        except TacitError as error:
+            yield f"{error.message} [{error.code}]"
+
+
+def _verify_initial(file: Path, specification: RunSpec) -> None:
+    if specification.app is None or specification.app.server:
+        return
+    if not specification.initial or not (file.parent / specification.initial).is_file():
+        raise ConfigError(
+            "E-INITIAL-MISSING",
+            "expected initial weights for a run with an app of its own and a named strategy",
+            hint='name a safetensors file: initial = "initial.safetensors"',
+        )
+
+
+def _model_summary(specification: RunSpec) -> dict[str, Any] | str:
+    if specification.model is None or specification.data is None:
+        return specification.app.client if specification.app is not None else "-"
+    # torch: a second and a half, and only here
+    from tacit.learning.models import build_model, check_model_fits  # noqa: PLC0415
+
+    model = build_model(specification.model, specification.data)
+    check_model_fits(model, specification.data)
+    parameters = sum(value.numel() for value in model.state_dict().values())
+    return {"kind": specification.model.kind, "parameters": parameters}
+
+
+def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
+    from tacit.privacy.plan import privacy_plan  # noqa: PLC0415 - half a second
+
+    privacy = specification.privacy
+    assumed = records or (int(0.5 / privacy.delta) if privacy.delta else 1)
+    plan = privacy_plan(specification, records=max(1, assumed))
+    if not plan.is_private:
+        return {"mode": plan.mode, "note": "no noise: every reply is exact"}
+    summary = {
+        "mode": plan.mode,
+        "unit": plan.unit,
+        "relation": plan.relation,
+        "epsilon": plan.epsilon,
+        "delta": plan.delta,
+        "steps": plan.steps,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip": plan.clip,
+    }
+    if records or privacy.normaliser:
+        summary["normaliser"] = plan.normaliser
+    return summary
+
+
+def _evaluation_summary(specification: RunSpec) -> dict[str, Any]:
+    if not specification.noises("evaluate"):
+        return {}
+    from tacit.privacy.evaluation_plan import evaluation_plan  # noqa: PLC0415 - half a second
+
+    plan = evaluation_plan(specification)
+    summary = {
+        "evaluations": plan.releases,
+        "epsilon": plan.epsilon,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "loss_bound": plan.loss_bound,
+    }
+    return {"evaluation": summary}
