@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 
 from tacit.core.errors import BudgetError, ProtocolError, RefusedError
 from tacit.core.plain import plain
-from tacit.core.specification import PrivacyMode, PrivacyUnit, RunSpec
-from tacit.privacy.accounting import SampledGaussian, epsilon_of_events
+from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
+from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.ledger_entries import (
     Charge,
     Expose,
     Purpose,
-    Relation,
     Side,
     Terms,
     Unit,
@@ -214,7 +213,6 @@ class Charges:
         run_id: str,
         message_id: str,
     ) -> Charge:
-        noise_multiplier, sample_rate, steps = plan.mechanism()
         by_client = plan.unit is PrivacyUnit.CLIENT
         return Charge(
             data_set=specification.data_set,
@@ -228,13 +226,16 @@ class Charges:
             split="" if by_client else _split(specification, data_set),
             split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
             unit=Unit(plan.unit.value),
-            relation=Relation(plan.relation.value),
-            most_records=None if by_client else plan.most_records,
-            public=(f"steps {steps}", f"normaliser {plan.normaliser:g}", "ranges and categories"),
-            seen_by=("the server sees each round's update", "all owners see the rounds' models"),
-            mechanism=SampledGaussian(
-                noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps
+            relation=plan.relation,
+            # Under the unit record nothing bounds how many records one subject has.
+            most_records=plan.most_records if plan.unit is PrivacyUnit.SUBJECT else None,
+            public=(
+                f"steps {plan.local_steps}",
+                f"normaliser {plan.normaliser:g}",
+                "ranges and categories",
             ),
+            seen_by=("the server sees each round's update", "all owners see the rounds' models"),
+            mechanism=plan.mechanism(),
             clip=plan.clip,
             noise_deviation=plan.noise_deviation,
             delta=plan.delta,
@@ -258,7 +259,6 @@ class Charges:
             split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
             unit=Unit(plan.unit.value),
             relation=Relation.ADD_REMOVE,
-            most_records=1,
             seen_by=("the server sees each owner's noised sums",),
             mechanism=plan.mechanism(),
             clip=plan.query.clip,

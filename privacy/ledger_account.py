@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
 from tacit.core.errors import BudgetError, RefusedError
+from tacit.core.specification import Relation
 from tacit.privacy.accounting import (
     PLD_ERROR,
     Mechanism,
@@ -53,7 +54,6 @@ from tacit.privacy.ledger_entries import (
     Cost,
     Entry,
     Expose,
-    Relation,
     Reserve,
     Restore,
     Settle,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, TrustError
 from tacit.core.plain import plain
+from tacit.core.specification import Relation
 from tacit.privacy.accounting import Mechanism, SampledGaussian
 
 if TYPE_CHECKING:
@@ -39,13 +40,6 @@ class Unit(enum.Enum):
         """Whether one of these holds every one of the other that it touches."""
         order = list(Unit)
         return order.index(self) >= order.index(other)
-
-
-class Relation(enum.Enum):
-    """Which data sets a bound compares."""
-
-    ADD_REMOVE = "add/remove"
-    REPLACE_ONE = "replace-one"
 
 
 class Side(enum.Enum):

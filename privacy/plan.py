@@ -107,8 +107,8 @@ class PrivacyPlan:
         """Standard deviation of the noise on each coordinate of the clipped sum or update."""
         return self.noise_multiplier * self.sensitivity * (1.0 + SENSITIVITY_MARGIN)
 
-    def mechanism(self) -> tuple[float, float, int]:
-        """Return one release as an accountant sees it: noise multiplier, sample rate and steps.
+    def mechanism(self) -> accounting.SampledGaussian:
+        """Return one release as an accountant sees it.
 
         The multiplier is relative to the sensitivity under the plan's relation with the margin for
         rounding, since the noise was made larger by that margin.
@@ -118,14 +118,20 @@ class PrivacyPlan:
         """
         if not self.is_private:
             raise ValueError("expected a plan with noise, got mode none")
-        return self.noise_multiplier, self.sample_rate, self.local_steps
+        return accounting.SampledGaussian(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=self.sample_rate,
+            steps=self.local_steps,
+        )
 
     def epsilon_after(self, releases: int) -> float:
         """Return epsilon at the plan's delta after this many releases, retried rounds included."""
         if not self.is_private:
             return math.inf if releases else 0.0
-        noise_multiplier, sample_rate, steps = self.mechanism()
-        return accounting.epsilon_of(noise_multiplier, sample_rate, releases * steps, self.delta)
+        one = self.mechanism()
+        return accounting.epsilon_of(
+            one.noise_multiplier, one.sample_rate, releases * one.steps, self.delta
+        )
 
 
 def privacy_plan(spec: RunSpec, *, records: int) -> PrivacyPlan:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from tacit.core.specification import Relation
 from tacit.privacy.accounting import SampledGaussian
 from tacit.privacy.ledger import Ledger
-from tacit.privacy.ledger_entries import Charge, Purpose, Relation, Side, Terms, Unit
+from tacit.privacy.ledger_entries import Charge, Purpose, Side, Terms, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

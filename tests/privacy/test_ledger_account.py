@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.core.errors import BudgetError, RefusedError
+from tacit.core.specification import Relation
 from tacit.privacy.accounting import (
     SampledGaussian,
     ZeroConcentrated,
@@ -17,7 +18,7 @@ from tacit.privacy.accounting import (
 )
 from tacit.privacy.ledger import LEDGER_NAME
 from tacit.privacy.ledger_account import Account, mechanism_for
-from tacit.privacy.ledger_entries import Charge, Relation, Side, Unit, split_digest
+from tacit.privacy.ledger_entries import Charge, Side, Unit, split_digest
 from tests.privacy.ledgers import TERMS, charge, opened
 
 if TYPE_CHECKING:

@@ -104,10 +104,10 @@ def test_one_release_is_what_the_accountant_composes(make_run: MakeRun) -> None:
     """
     sampled = {"noise_multiplier": 2.0, "sampling": "poisson", "sample_rate": 0.25}
     plan = privacy_plan(make_run(privacy=PRIVACY | sampled), records=100)
-    multiplier, rate, steps = plan.mechanism()
-    assert (multiplier, rate, steps) == (2.0, 0.25, 2)
-    assert epsilon_of(multiplier, rate, plan.releases * steps, plan.delta) == plan.epsilon
-    assert plan.noise_deviation == multiplier * plan.sensitivity * (1 + SENSITIVITY_MARGIN)
+    one = plan.mechanism()
+    assert (one.noise_multiplier, one.sample_rate, one.steps) == (2.0, 0.25, 2)
+    assert epsilon_of(2.0, 0.25, plan.releases * 2, plan.delta) == plan.epsilon
+    assert plan.noise_deviation == 2.0 * plan.sensitivity * (1 + SENSITIVITY_MARGIN)
 
 
 def test_the_node_noises_whole_updates_of_any_app(make_run: MakeRun) -> None:
