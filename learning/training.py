@@ -17,7 +17,7 @@ from torch import nn
 
 from tacit.core.errors import AppError, RefusedError
 from tacit.core.results import MAX_LOSS
-from tacit.privacy.dpsgd.opacus_engine import OpacusEngine
+from tacit.privacy.dpsgd.engine import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def train_model(
 
 def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_key: bytes) -> None:
     model.train()
-    engine = OpacusEngine(model, plan=recipe.plan, noise_key=noise_key)
+    engine = make_engine(model, plan=recipe.plan, noise_key=noise_key)
     features, labels = _tensors(examples)
     optimizer = _optimizer(engine.parameters, recipe.training)
     received = [p.detach().clone() for p in engine.parameters]
