@@ -57,6 +57,10 @@ class _KeyStream:
     def words(self, count: int) -> UInt64Array:
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
+    def fill(self, words: bytearray, zeros: bytes) -> None:
+        """Overwrite a buffer with the next bytes; it is as long as the zeros, and 16 more."""
+        self._encryptor.update_into(zeros, words)
+
 
 class UniformStream:
     """Uniform numbers in [0, 1) with 53 random bits each."""
@@ -82,6 +86,9 @@ class GaussianStream:
 
     def __init__(self, key: bytes, *, purpose: str) -> None:
         self._words = _KeyStream(key, purpose)
+        self._zeros = bytes(16 * _PAIRS)
+        self._bytes = bytearray(16 * _PAIRS + 16)  # the cipher asks for a block more
+        self._numbers = np.empty((3, _PAIRS), dtype=np.float64)
 
     def normals(self, count: int) -> Float64Array:
         """Return the next ``count`` numbers of the stream (float64, shape ``(count,)``).
@@ -106,9 +113,12 @@ class GaussianStream:
             part[pairs:] += sines[: len(part) - pairs]
 
     def _pairs(self, count: int, deviation: float) -> tuple[Float64Array, Float64Array]:
-        mantissas = (self._words.words(2 * count) >> np.uint64(11)).view(np.int64)
-        numbers = mantissas.astype(np.float64)
-        radius, tangent = numbers[:count], numbers[count:]
+        self._words.fill(self._bytes, self._zeros[: 16 * count])
+        words = np.frombuffer(self._bytes, dtype="<u8", count=2 * count)
+        np.right_shift(words, np.uint64(11), out=words)
+        radius, tangent, square = self._numbers[:, :count]
+        np.copyto(radius, words[:count].view(np.int64))
+        np.copyto(tangent, words[count:].view(np.int64))
         radius += 1.0
         radius *= 2.0**-53  # u in (0, 1]
         np.log(radius, out=radius)
@@ -119,7 +129,7 @@ class GaussianStream:
         # One tangent costs a sixth of numpy's cosine and sine.
         tangent *= math.pi * 2.0**-53
         np.tan(tangent, out=tangent)
-        square = tangent * tangent
+        np.multiply(tangent, tangent, out=square)
         square += 1.0
         radius /= square
         tangent *= radius

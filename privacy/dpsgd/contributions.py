@@ -16,12 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 # Products of this many units are added in float32; between them, in float64. At 1e5 records an
 # accumulation in float32 alone moves a sum by 1e-3 of the clip.
 FLOAT32_UNITS = 64
 _ROUNDING = 2.0**-52
+_BLOCK = 128
+_CAST_NUMBERS = 1 << 15
+_PRODUCT_NUMBERS = 1 << 18  # of a product made at a time: it stays in the cache
 
 
 class Contribution(Protocol):
@@ -62,7 +66,11 @@ class Written:
         return self.gradients.numel()
 
     def squared_norms(self) -> torch.Tensor:
-        return _row_squares(self.gradients.flatten(1))
+        rows = self.gradients.flatten(1)
+        if rows.shape[1] % _BLOCK == 0:
+            # Four times as fast. What float32 loses below 1e-22 is lost from the sum's bound too.
+            rows = torch.linalg.vector_norm(rows.view(len(rows), -1, _BLOCK), dim=2)
+        return _row_squares(rows)
 
     def add_to(self, total: torch.Tensor, weights: torch.Tensor) -> None:
         rows = _without_idle(self.gradients.flatten(1), weights)
@@ -102,10 +110,13 @@ class Factors:
         return gram.clamp(min=0.0) + terms * _ROUNDING * sizes
 
     def add_to(self, total: torch.Tensor, weights: torch.Tensor) -> None:
-        inputs = _without_idle(self.inputs, weights).double()
+        inputs = _without_idle(self.inputs, weights)
         errors = _without_idle(self.errors, weights).double() * weights[:, None, None]
-        matrix = total.view(self.errors.shape[2], self.inputs.shape[2])
-        matrix.addmm_(errors.flatten(0, 1).T, inputs.flatten(0, 1))
+        matrix = total.view(errors.shape[2], inputs.shape[2])
+        if inputs.shape[1] == 1:
+            _add_product(matrix, errors[:, 0].to(inputs.dtype), inputs[:, 0])
+        else:  # a unit's positions may cancel, which float32 would not do well enough
+            matrix.addmm_(errors.flatten(0, 1).T, inputs.flatten(0, 1).double())
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,25 @@ class Lookups:
         total.index_add_(0, self.indices.flatten(), errors.flatten(0, 1))
 
 
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left^T right to a float64 matrix, from float32 products of ``FLOAT32_UNITS`` rows."""
+    rows, columns = total.shape
+    step = max(1, _PRODUCT_NUMBERS // max(1, columns))
+    # One scratch block and numpy's buffered cast: no fresh memory, whose page faults cost more
+    # than the product.
+    scratch = right.new_empty((min(step, rows), columns))
+    for start in range(0, len(left), FLOAT32_UNITS):
+        part = slice(start, start + FLOAT32_UNITS)
+        for row in range(0, rows, step):
+            block = total[row : row + step].numpy()
+            product = torch.mm(left[part, row : row + step].T, right[part], out=scratch[: len(block)])
+            np.add(block, product.numpy(), out=block)
+
+
 def _row_squares(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    step = max(1, _CAST_NUMBERS // max(1, rows.shape[1]))  # the cast copies: let it be small
+    norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in rows.split(step)]
+    return torch.cat(norms).square()
 
 
 def _gram(values: torch.Tensor) -> torch.Tensor:

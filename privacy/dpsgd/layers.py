@@ -50,6 +50,11 @@ class Slots:
 Rule: TypeAlias = "Callable[[nn.Module, Sequence[Use], Slots, Grouping], Iterator[Contribution]]"
 
 
+def use_written(positions: int, numbers: int) -> bool:
+    """Whether to write a weight's gradient out, of so many numbers per unit."""
+    return positions > 1 and numbers <= max(WRITTEN_NUMBERS, 2 * positions * positions)
+
+
 def _linear(
     layer: nn.Module, uses: Sequence[Use], slots: Slots, grouping: Grouping
 ) -> Iterator[Contribution]:
@@ -58,7 +63,7 @@ def _linear(
     errors = grouping.joined(_end_to_end([_positions(use.errors) for use in uses]))
     if slots.weight is not None:
         positions, numbers = inputs.shape[1], inputs.shape[2] * errors.shape[2]
-        if positions > 1 and numbers <= max(WRITTEN_NUMBERS, 2 * positions * positions):
+        if use_written(positions, numbers):
             yield Written(slots.weight, torch.bmm(errors.transpose(1, 2), inputs))
         else:
             yield Factors(slots.weight, inputs, errors)
@@ -73,8 +78,7 @@ def _convolution(
         raise TypeError(f"expected a convolution, got {type(layer).__name__}")
     if slots.weight is not None:
         positions = sum(math.prod(use.errors.shape[2:]) for use in uses) * grouping.slots
-        numbers = layer.weight.numel()
-        if layer.groups > 1 or numbers <= max(WRITTEN_NUMBERS, 2 * positions * positions):
+        if layer.groups > 1 or use_written(positions, layer.weight.numel()):
             gradients = _added([_convolution_gradients(layer, use) for use in uses])
             yield Written(slots.weight, grouping.summed(gradients))
         else:

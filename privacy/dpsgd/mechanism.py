@@ -64,6 +64,9 @@ class GaussianMechanism:
         noise = GaussianStream(self._key, purpose=f"noise of step {step}")
         released = []
         for total in sums:
-            noise.add_to(total.view(-1).numpy(), deviation=self._plan.noise_deviation)
-            released.append(total.div_(self._plan.normaliser).to(torch.float32))
+            exact = total.view(-1).numpy()
+            noise.add_to(exact, deviation=self._plan.noise_deviation)
+            mean = torch.empty(total.shape, dtype=torch.float32)
+            np.divide(exact, self._plan.normaliser, out=mean.view(-1).numpy(), casting="same_kind")
+            released.append(mean)
         return released

@@ -8,6 +8,7 @@ import alone takes seconds: this module is loaded only where a model needs it.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,10 @@ class OpacusGradients:
             _forget(parameter)
         self._module.add_hooks(loss_reduction="sum", batch_first=True)
         try:
-            yield
+            with warnings.catch_warnings():
+                # where records are indices, no input takes a gradient, which the hooks survive
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                yield
         finally:
             self._module.remove_hooks()
             for parameter in self.parameters:

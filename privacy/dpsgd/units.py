@@ -7,7 +7,7 @@ records alone, and batches are cut by public sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -61,17 +61,22 @@ def one_row_each(rows: int) -> Grouping:
     return Grouping(rows, numbers, torch.zeros_like(numbers), 1)
 
 
+Rows: TypeAlias = "torch.Tensor | slice"
+
+
 class Records:
     """The unit is a record: row i is unit i."""
 
     def __init__(self, rows: int) -> None:
         self.units = self.records = rows
 
-    def chunks(self, chosen: Int64Array, size: int) -> Iterator[tuple[torch.Tensor, Grouping]]:
+    def chunks(self, chosen: Int64Array, size: int) -> Iterator[tuple[Rows, Grouping]]:
         """Yield the chosen rows, at most ``size`` at a time."""
         for start in range(0, len(chosen), size):
-            rows = torch.from_numpy(chosen[start : start + size])
-            yield rows, one_row_each(len(rows))
+            part = chosen[start : start + size]
+            whole = len(chosen) == self.units  # then a slice does, which copies nothing
+            rows = slice(start, start + len(part)) if whole else torch.from_numpy(part)
+            yield rows, one_row_each(len(part))
 
 
 class Subjects:
@@ -92,7 +97,7 @@ class Subjects:
         self.units = len(names)
         self.records = len(subjects)
 
-    def chunks(self, chosen: Int64Array, size: int) -> Iterator[tuple[torch.Tensor, Grouping]]:
+    def chunks(self, chosen: Int64Array, size: int) -> Iterator[tuple[Rows, Grouping]]:
         """Yield the chosen subjects' rows, about ``size`` at a time, no subject in two chunks.
 
         Subjects with equally many records come together: joined, they need no filling up.
