@@ -41,8 +41,8 @@ def group_norm_cnn() -> nn.Module:
     return over(block, nn.MaxPool2d(2), nn.Conv2d(8, 4, 3), out=4 * 2 * 2)
 
 
-def text() -> nn.Module:
-    embedding = nn.Embedding(5, 6, padding_idx=0)
+def text(padding_idx: int | None = None) -> nn.Module:
+    embedding = nn.Embedding(5, 6, padding_idx=padding_idx)
     return nn.Sequential(Lambda(torch.Tensor.long), embedding, MEAN, nn.Linear(6, 3))
 
 
@@ -73,7 +73,8 @@ MODELS = {
     ),
 }
 
-NOT_IN_OPACUS = {  # which ignores padding_mode, and does not run with activations in place
+NOT_IN_OPACUS = {  # ignored there: padding_mode, padding_idx; refused: activations in place
+    "padded text": (lambda: text(0), TEXT),
     "reflected": (
         lambda: over(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), out=4 * 72),
         IMAGE,
