@@ -94,7 +94,11 @@ def make_step(engine: str, model: nn.Module, batch: int) -> Step:
 
 
 def _plain_step(
-    model: nn.Module, optimizer: Any, criterion: Any, features: torch.Tensor, labels: torch.Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    features: torch.Tensor,
+    labels: torch.Tensor,
 ) -> Step:
     def step() -> None:
         optimizer.zero_grad()
@@ -110,6 +114,7 @@ def _tacit_step(
     engine = make_engine(model, plan=plan_of(len(labels)), noise_key=fresh_key())
 
     def step() -> None:
+        sgd.zero_grad()
         gradients = engine.gradient(features, labels)
         for parameter, gradient in zip(engine.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -138,9 +143,7 @@ def _opacus_step(
             module=model, optimizer=sgd, criterion=criterion, **options
         )
     else:
-        private, optimizer, _ = PrivacyEngine().make_private(
-            module=model, optimizer=sgd, **options
-        )
+        private, optimizer, _ = PrivacyEngine().make_private(module=model, optimizer=sgd, **options)
     return _plain_step(private, optimizer, criterion, features, labels)
 
 
@@ -190,7 +193,7 @@ def _own_pid() -> int:
     return int(Path("/proc/self").resolve().name)
 
 
-def run_child(arguments: list[str]) -> Any:
+def run_child(arguments: list[str]) -> Any:  # noqa: ANN401 - JSON
     command = [sys.executable, "-m", "benchmarks.dp_step", *arguments]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)

@@ -82,6 +82,7 @@ def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_k
     optimizer = _optimizer(engine.parameters, recipe.training)
     received = [p.detach().clone() for p in engine.parameters]
     for _ in range(recipe.plan.local_steps):
+        optimizer.zero_grad()  # or two sets of gradients stand in memory
         gradients = engine.gradient(features, labels)
         for parameter, gradient in zip(engine.parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -42,7 +42,9 @@ class _Tape:
     versions: list[int] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
 
-    def keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+    def keep(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
         """Act as a forward hook."""
         if not (isinstance(output, torch.Tensor) and output.requires_grad):
             return

@@ -161,13 +161,17 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         part = slice(start, start + FLOAT32_UNITS)
         for row in range(0, rows, step):
             block = total[row : row + step].numpy()
-            product = torch.mm(left[part, row : row + step].T, right[part], out=scratch[: len(block)])
+            product = torch.mm(
+                left[part, row : row + step].T, right[part], out=scratch[: len(block)]
+            )
             np.add(block, product.numpy(), out=block)
 
 
 def _row_squares(rows: torch.Tensor) -> torch.Tensor:
     step = max(1, _CAST_NUMBERS // max(1, rows.shape[1]))  # the cast copies: let it be small
-    norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in rows.split(step)]
+    norms = [
+        torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in torch.split(rows, step)
+    ]
     return torch.cat(norms).square()
 
 

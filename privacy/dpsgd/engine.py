@@ -158,7 +158,7 @@ class Engine:
 
     def _try_model(self, features: torch.Tensor) -> None:
         if not self._tried:
-            verify_model(self._source, like=features)
+            verify_model(self._source, like=features, sums=self._sums)
             self._tried = True
 
 

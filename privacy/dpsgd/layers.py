@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -183,8 +183,8 @@ def _windows(layer: Convolution, inputs: torch.Tensor) -> torch.Tensor:
     spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     for axis, (span, stride) in enumerate(zip(spans, layer.stride, strict=True), start=2):
         values = values.unfold(axis, span, stride)
-    steps = tuple(slice(None, None, dilation) for dilation in layer.dilation)
-    values = values[(..., *steps)]  # (rows, channels, *positions, *kernel)
+    inside: tuple[Any, ...] = (..., *(slice(None, None, step) for step in layer.dilation))
+    values = values[inside]  # (rows, channels, *positions, *kernel)
     axes = len(spans)
     order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
     return values.permute(order).flatten(1, axes).flatten(2)

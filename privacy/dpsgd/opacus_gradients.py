@@ -81,7 +81,7 @@ class OpacusGradients:
 
 
 def replaced_by_opacus(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a model in which Opacus replaced the layers that it has a private form of, and notes."""
+    """Return a model with Opacus' private forms of layers (LSTM, attention), and notes."""
     notes = tuple(str(problem) for problem in ModuleValidator.validate(model, strict=False))
     fixed: nn.Module = ModuleValidator.fix(model) if notes else model
     return fixed, notes

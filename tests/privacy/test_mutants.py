@@ -208,7 +208,7 @@ def test_a_subject_with_many_records_moves_the_sum_by_one_clip(plan: PrivacyPlan
     one = recorded(GaussianMechanism, by_subject, subjects=subjects)
     neighbour = recorded(GaussianMechanism, by_subject, records=RECORDS - 20, subjects=subjects)
     verify(one, neighbour, declared(plan))
-    with pytest.raises(Leak, match="sensitivity|coins"):
+    with pytest.raises(Leak, match=r"sensitivity|coins"):
         verify(
             recorded(GaussianMechanism, plan),
             recorded(GaussianMechanism, plan, records=RECORDS - 20),
