@@ -107,7 +107,10 @@ def _noised_metrics(task: _Task, key: bytes | None) -> dict[str, float]:
             "expected a noise key from the node, got none: without noise no metric may leave",
         )
     key = derive_key(key, purpose=f"evaluate {_digest(task.received)}")
-    return noised_evaluation(task.model, task.sets.validation, evaluation_plan(task.spec), key=key)
+    validation = task.sets.validation
+    return noised_evaluation(
+        task.model, validation, evaluation_plan(task.spec), key=key, subjects=validation.subjects
+    )
 
 
 def _open_task(message: Message, context: Context) -> _Task:

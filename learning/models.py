@@ -19,6 +19,7 @@ from torch import nn
 from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
 from tacit.learning.contract import input_shape
+from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
 
 _GROUPS = 4  # of GroupNorm; widths that it does not divide use one group
 
@@ -199,9 +200,6 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
 
 
 def _made_private(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    # Only a factory under differential privacy needs Opacus here; it takes seconds to import, and
-    # `tacit run check` must not.
-    engine = importlib.import_module("tacit.privacy.dpsgd.opacus_engine")
-    fixed: nn.Module = engine.without_batch_norm(model)[0]
-    engine.verify_records_do_not_mix(fixed, shape=shape)
+    fixed, _ = without_batch_norm(model)
+    verify_records_do_not_mix(fixed, shape=shape)
     return fixed

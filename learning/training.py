@@ -8,6 +8,7 @@ alone: post-processing, which costs nothing.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from torch import nn
 
 from tacit.core.errors import AppError, RefusedError
 from tacit.core.results import MAX_LOSS
-from tacit.privacy.dpsgd.opacus_engine import OpacusEngine
+from tacit.privacy.dpsgd.engine import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from tacit.core.specification import TrainingSpec
     from tacit.learning.prepared import Examples
     from tacit.privacy.plan import PrivacyPlan
+
+
+logger = logging.getLogger("tacit.learning.training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +81,19 @@ def train_model(
 
 def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_key: bytes) -> None:
     model.train()
-    engine = OpacusEngine(model, plan=recipe.plan, noise_key=noise_key)
+    engine = make_engine(
+        model,
+        plan=recipe.plan,
+        noise_key=noise_key,
+        subjects=examples.subjects,
+    )
+    for note in engine.notes:
+        logger.info(note)
     features, labels = _tensors(examples)
     optimizer = _optimizer(engine.parameters, recipe.training)
     received = [p.detach().clone() for p in engine.parameters]
     for _ in range(recipe.plan.local_steps):
+        optimizer.zero_grad()  # or two sets of gradients stand in memory
         gradients = engine.gradient(features, labels)
         for parameter, gradient in zip(engine.parameters, gradients, strict=True):
             parameter.grad = gradient

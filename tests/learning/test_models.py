@@ -20,7 +20,7 @@ from tacit.learning.models import (
     load_model_arrays,
     model_arrays,
 )
-from tacit.privacy.dpsgd.opacus_engine import verify_records_do_not_mix
+from tacit.privacy.dpsgd.validation import verify_records_do_not_mix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

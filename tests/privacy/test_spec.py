@@ -84,7 +84,7 @@ def test_values_that_no_file_was_checked_for_are_refused(make_run: MakeRun) -> N
         parse_statement(run, records=200)
     assert caught.value.code == "E-PRIVACY-INCOMPLETE"
     assert caught.value.problems == (
-        "privacy.epsilon: expected exactly one of epsilon and noise_multiplier",
+        "privacy.epsilon: expected exactly one of epsilon and noise_multiplier, got both",
     )
 
 
