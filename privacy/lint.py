@@ -240,7 +240,7 @@ def _findings_of_run(
 
 
 def _leaves_exactly(spec: RunSpec) -> bool:
-    return spec.evaluation.every > 0 and not getattr(spec.evaluation, "epsilon", 0.0)
+    return spec.evaluation.every > 0 and spec.evaluation.epsilon == 0
 
 
 def _place(places: Mapping[str, str], *keys: str) -> str:

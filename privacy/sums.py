@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from tacit.privacy.accounting import SampledGaussian
 from tacit.privacy.noise import GaussianStream
+from tacit.privacy.plan import SENSITIVITY_MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-# Clipped rows are added in float64, which errs by less than 1e-9 of the clip for 1e6 rows.
-SENSITIVITY_MARGIN = 1e-5
 
 # The low bits of a float64 sum can tell what it was made of (Mironov 2012, "On significance of the
 # least significant bits for differential privacy"): results are multiples of sigma / 2^20.
