@@ -221,17 +221,29 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
     """Refuse exact metrics of records whose mode promises noise, unless the owner allows them.
 
     Raises:
-        RefusedError: E-POLICY-EXACT-METRICS.
+        RefusedError: E-POLICY-EXACT-METRICS, E-POLICY-EXACT-ARRAYS.
     """
     _verify_update_metrics(specification)
-    if specification.privacy.mode is PrivacyMode.NONE or specification.evaluation.every == 0:
+    declared = [
+        reply
+        for kind, reply in specification.results.items()
+        if kind.partition(".")[0] == "evaluate"
+    ]
+    evaluates = bool(declared) or specification.evaluation.every > 0
+    if specification.privacy.mode is PrivacyMode.NONE or not evaluates:
         return
+    if any(reply.arrays != "none" for reply in declared):
+        raise RefusedError(
+            "E-POLICY-EXACT-ARRAYS",
+            f'expected results.evaluate with arrays = "none" under '
+            f"{specification.privacy.mode.value}: arrays would leave without noise",
+        )
     if specification.noises("evaluate"):
         return
     if not policy.allow_exact_metrics:
         raise RefusedError(
             "E-POLICY-EXACT-METRICS",
-            f"expected evaluation.epsilon, or evaluation.every = 0, under "
+            f"expected evaluation.epsilon, or neither evaluation.every nor results.evaluate, under "
             f"{specification.privacy.mode.value}: metrics would leave without noise",
             hint="The owner may allow it: allow_exact_metrics = true under [policy].",
         )

@@ -7,7 +7,8 @@ starts; none of it can be undone. On Linux:
 - signals and abstract sockets: Landlock scopes, where the kernel has them (ABI 6)
 - network: a network namespace of its own, with nothing in it, where the kernel lets us
 - system calls: seccomp refuses sockets (a socket in the file system could reach a daemon), ptrace,
-  mounts, namespaces, keys, io_uring, and signals to other processes
+  mounts, namespaces, keys, io_uring, signals to processes outside the worker's group and leaving
+  that group, modes, owners, times and attributes of files, and memory shared by number
 - capabilities: none, also none inside the namespace; resource limits on memory and file size
 
 Files and system calls are what :func:`probe` calls available; the rest is added where it can be.

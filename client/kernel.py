@@ -53,8 +53,9 @@ _NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _FIRST_ARGUMENT_OFFSET = 0, 4, 16
 
 _X32_BIT = 0x40000000
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# Refused with EPERM whatever the arguments, as (x86_64, aarch64).
-_REFUSED = {
+# Refused with EPERM whatever the arguments, as (x86_64, aarch64); None where a table has no such
+# call. What Landlock leaves open is here too: modes, owners, times and attributes of any file.
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "connect": (42, 203),
     "bind": (49, 200),
@@ -96,10 +97,47 @@ _REFUSED = {
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "kexec_load": (246, 104),
+    # a session or group of its own would outlive the worker, whose group is killed as one
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
+    # every file of this user, the node's own included
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    # memory and queues that the worker of another run could find
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
 }
-# Refused unless the first argument names this process: its number, or 0 for prlimit64.
-_TO_ITSELF_ONLY = {"kill": (62, 129), "tgkill": (234, 131)}
-_LIMITS_OF = (302, 261)  # prlimit64
+# Refused unless the first argument names this process, or, as 0, its own group or itself.
+_KILL_CALL, _KILL_THREAD, _LIMITS_OF = (62, 129), (234, 131), (302, 261)  # kill, tgkill, prlimit64
 _CLONE = (56, 220)
 # Refused, because glibc falls back to what the filter can see into.
 _UNKNOWN = {"clone3": (435, 435)}
@@ -194,18 +232,20 @@ def _program(machine: str, process: int) -> bytes:
     if machine == "x86_64":  # a second table of the same calls under other numbers
         parts += [_jump(_JUMP_AT_LEAST, _X32_BIT, 0, 1), refuse]
     for numbers in _REFUSED.values():
-        parts += [_jump(_JUMP_EQUAL, numbers[column], 0, 1), refuse]
+        number = numbers[column]
+        if number is not None:
+            parts += [_jump(_JUMP_EQUAL, number, 0, 1), refuse]
     for numbers in _UNKNOWN.values():
         parts += [
             _jump(_JUMP_EQUAL, numbers[column], 0, 1),
             _statement(_RETURN, _ERRNO | errno.ENOSYS),
         ]
-    own = [(numbers, process) for numbers in _TO_ITSELF_ONLY.values()]
-    for numbers, wanted in (*own, (_LIMITS_OF, 0)):
+    for numbers, own in ((_KILL_CALL, 0), (_KILL_THREAD, process), (_LIMITS_OF, 0)):
         parts += [
-            _jump(_JUMP_EQUAL, numbers[column], 0, 4),
+            _jump(_JUMP_EQUAL, numbers[column], 0, 5),
             _statement(_LOAD, _FIRST_ARGUMENT_OFFSET),
-            _jump(_JUMP_EQUAL, wanted, 1, 0),
+            _jump(_JUMP_EQUAL, own, 2, 0),
+            _jump(_JUMP_EQUAL, process, 1, 0),
             refuse,
             allow,
         ]

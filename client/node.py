@@ -13,7 +13,8 @@ The rules:
 4. A reply is copied into the outbox before it is checked, and the copy is what is checked and sent.
 5. Of what an app says, only arrays and metrics that passed the envelope leave; the head is ours.
    They leave after they were charged to the ledger, and noised here where the mode says so.
-6. A refusal or failure leaves as a stable code, and its reason stays here.
+6. A refusal or failure leaves as a stable code, and its reason stays here. Where a mode protects
+   the whole update of an app that is not ours, it leaves as one code, at the price of an update.
 7. A full disk is nobody's failure: the instruction stays open.
 
 Methods block, and may be called from several threads; the messages of one run go one at a time.
@@ -27,19 +28,26 @@ import shutil
 import threading
 from typing import TYPE_CHECKING
 
-from tacit.client.approvals import Judgement, Verdict, fingerprint_apps
+from tacit.client.approvals import WEIGHT, Judgement, Verdict, fingerprint_apps
 from tacit.client.charges import Charges
-from tacit.client.envelope import Release, verify_permitted
+from tacit.client.envelope import Release, reply_schema, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
 from tacit.client.payload import open_view
 from tacit.client.preparation import PREPARED_NAME
-from tacit.client.replies import Noising, Replies
+from tacit.client.replies import Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
-from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
+from tacit.client.update import Noising, conceals_failures, verify_noisable
+from tacit.core.errors import (
+    AppError,
+    ProtocolError,
+    RefusedError,
+    TacitError,
+    UnavailableError,
+)
 from tacit.core.specification import PrivacyMode, specification_sha256
 from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
-from tacit.protos.manifest import check_manifest
+from tacit.protos.manifest import check_manifest, verify_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,22 +204,55 @@ class Node:
         if release.specification.noises(head.message_type):
             key = self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
             if release.specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:
-                noising = self._noising(release.specification, payload, key)
+                noising = self._noising(head, release.specification, payload, key)
             else:
                 call.noise_key = key
         self._runs.prepare(run, release.specification)
-        setup = self._runs.setup(run, release.specification)
-        with contextlib.closing(self._around.runner.call(setup, call, payload)) as answer:
-            now = self._runs.known(head.run_id)  # the owner may have said no meanwhile
-            release = dataclasses.replace(release, verdict=now.verdict)
-            return self._replies.store_answer(release, answer, now, noising=noising)
+        try:
+            return self._called(release, call, payload, noising)
+        except (AppError, ProtocolError, RefusedError) as error:
+            if noising is None or not conceals_failures(release.specification):
+                raise
+            verify_permitted(self._renewed(release))  # the owner's own no is no secret
+            return self._replies.store_concealed(release, error)
 
-    def _noising(self, specification: RunSpec, payload: Payload, key: bytes) -> Noising:
-        """Keep what is needed to noise an update where the app cannot reach it."""
+    def _called(
+        self,
+        release: Release,
+        call: pipe_pb2.WorkerCall,
+        payload: Payload,
+        noising: Noising | None,
+    ) -> OutboxEntry:
+        run_id = release.instruction.run_id
+        setup = self._runs.setup(self._runs.known(run_id), release.specification)
+        with contextlib.closing(self._around.runner.call(setup, call, payload)) as answer:
+            now = self._runs.known(run_id)
+            return self._replies.store_answer(self._renewed(release), answer, now, noising=noising)
+
+    def _renewed(self, release: Release) -> Release:
+        """Return a release under the owner's present word: it may have become no meanwhile."""
+        run = self._runs.known(release.instruction.run_id)
+        return dataclasses.replace(release, verdict=run.verdict)
+
+    def _noising(
+        self, head: fleet_pb2.InstructionHead, specification: RunSpec, payload: Payload, key: bytes
+    ) -> Noising:
+        """Keep what is needed to noise an update where the app cannot reach it.
+
+        Raises:
+            ProtocolError: what was received is no longer what it was.
+            RefusedError: it holds arrays that nothing can noise.
+        """
+        verify_noisable(head.manifest)
+        received = memoryview(bytes(open_view(payload)))
+        verify_digest(head.manifest, received)
         records = self.config.data_sets[specification.data_set].records
+        schema = reply_schema(specification, head.manifest, head.message_type)
         return Noising(
-            received=memoryview(bytes(open_view(payload))),
+            instruction=head.manifest,
+            received=received,
             plan=privacy_plan(specification, records=records),
+            weighted=WEIGHT in schema.metrics,
             key=key,
         )
 

@@ -112,7 +112,9 @@ class InstructionFiles:
             return kept
         if kept >= 0:
             os.close(kept)
-        return anonymous_file("tacit-instruction", folder=Path(tempfile.gettempdir()))
+        fresh = anonymous_file("tacit-instruction", folder=Path(tempfile.gettempdir()))
+        os.fchmod(fresh, stat.S_IRUSR)  # whoever gets a reader cannot open it again for writing
+        return fresh
 
     def give_back(self, run_id: str, descriptor: int) -> None:
         """Keep a file for the run's next instruction."""

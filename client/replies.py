@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.charges import head_of
@@ -18,7 +18,7 @@ from tacit.client.configuration import ClientConfig, Journal
 from tacit.client.envelope import Release, verify_release
 from tacit.client.outbox import Outbox, StoredPayload
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
-from tacit.client.update import noise_reply
+from tacit.client.update import CONCEALED, Noising, noise_reply
 from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
 from tacit.protos import fleet_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from tacit.client.charges import Charges
     from tacit.client.runner import AppAnswer
-    from tacit.privacy.plan import PrivacyPlan
 
 logger = logging.getLogger("tacit.client.replies")
 
@@ -50,26 +49,12 @@ _FOREIGN_CODES = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noising:
-    """What the node needs to noise an update itself.
-
-    Attributes:
-        received: the daemon's own copy of the model that the app was given.
-        plan: of mode client-local.
-        key: of this attempt.
-    """
-
-    received: memoryview
-    plan: PrivacyPlan
-    key: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Charged:
-    """What may leave, and what it cost."""
+    """What may leave, and what it cost; and the app's state, which stays."""
 
     manifest: records_pb2.Manifest
     claim: fleet_pb2.Claim | None
+    state: tuple[bytes, str] | None
 
 
 class Replies:
@@ -128,6 +113,7 @@ class Replies:
 
         Raises:
             RefusedError: the envelope or the ledger said no; nothing of the answer is kept.
+            AppError: the app answered with a failure.
             ProtocolError: the answer's bytes or manifest are malformed.
             UnavailableError: the disk is full.
         """
@@ -136,7 +122,7 @@ class Replies:
             code = _code_of(
                 answer.reply.failure.reason, foreign=release.specification.app is not None
             )
-            return self.store_failure(head, "failed", code, self._with_log(head, "the app failed"))
+            raise AppError(code, "the app failed")
         stored = self.outbox.store(
             answer.payload,
             f"{head.message_id}.{head.attempt}.{head.manifest.payload_sha256.hex()[:8]}",
@@ -145,31 +131,23 @@ class Replies:
         try:
             manifest = self._verified(release, answer.reply.manifest, stored)
             if noising is not None:
-                stored = self._noised(head, manifest, stored, noising)
+                stored = self._noised(manifest, stored, noising)
+            state = self._stored_state(head, answer, run)
             claim = self._charges.charge(release)
         except TacitError:
             self.outbox.remove(stored.name)
             raise
-        return self._store_released(
-            head, _Charged(manifest=manifest, claim=claim), stored, answer=answer, run=run
-        )
+        charged = _Charged(manifest=manifest, claim=claim, state=state)
+        return self._store_released(head, charged, stored, run=run)
 
     def _noised(
         self,
-        head: fleet_pb2.InstructionHead,
         manifest: records_pb2.Manifest,
         stored: StoredPayload,
         noising: Noising,
     ) -> StoredPayload:
         """Put the clipped and noised update in the place of the app's own."""
-        noised = noise_reply(
-            manifest,
-            self.outbox.open_view(stored.name),
-            instruction=head.manifest,
-            received=noising.received,
-            plan=noising.plan,
-            key=noising.key,
-        )
+        noised = noise_reply(manifest, self.outbox.open_view(stored.name), noising)
         stored = self.outbox.store(
             noised, stored.name, max_bytes=self._config.policy.max_update_bytes
         )
@@ -197,7 +175,6 @@ class Replies:
         charged: _Charged,
         stored: StoredPayload,
         *,
-        answer: AppAnswer,
         run: RunRecord,
     ) -> OutboxEntry:
         now = self._clock()
@@ -209,12 +186,11 @@ class Replies:
             created_at_s=now,
             claim=charged.claim,
         )
-        if charged.claim is not None:
-            self._store.keep_head(head_of(charged.claim.ledger).head)
+        self._keep_head(charged.claim)
         entry = _entry(head, reply, stored, at_s=now)
         decision = _decision(head, "released", at_s=now, stored=stored)
         old = self._store.load_reply(head.message_id)
-        state = self._stored_state(head, answer, run)
+        state = charged.state
         self._store.save_reply(
             entry, decision, state_manifest=state and state[0], state_file=state[1] if state else ""
         )
@@ -247,6 +223,26 @@ class Replies:
             reason = self._with_log(head, reason)
         return self.store_failure(head, outcome, error.code, reason)
 
+    def store_concealed(self, release: Release, error: TacitError) -> OutboxEntry:
+        """Store that nothing may leave but one code, and charge it like an update.
+
+        Raises:
+            RefusedError: the ledger has no place for it.
+            UnavailableError: the disk is full.
+        """
+        self._keep_head(self._charges.charge(release))
+        head = release.instruction
+        outcome = "refused" if isinstance(error, RefusedError) else "failed"
+        reason = f"{error.message}; the server was told {CONCEALED}, at the price of an update"
+        decision = _decision(
+            head, outcome, at_s=self._clock(), code=error.code, reason=self._with_log(head, reason)
+        )
+        return self._store_failure(head, decision, CONCEALED, charged=True)
+
+    def _keep_head(self, claim: fleet_pb2.Claim | None) -> None:
+        if claim is not None:
+            self._store.keep_head(head_of(claim.ledger).head)
+
     def _with_log(self, head: fleet_pb2.InstructionHead, reason: str) -> str:
         """Add to a reason, which stays here, where the app's log is; a simulated app has none."""
         log = self._logs / f"{head.run_id}.log"
@@ -260,10 +256,15 @@ class Replies:
         Raises:
             ProtocolError: the run is over, or was never offered here.
         """
-        now = self._clock()
-        fields = {"message": head.message_id, "code": code, "reason": reason}
+        decision = _decision(head, outcome, at_s=self._clock(), code=code, reason=reason)
+        return self._store_failure(head, decision, code, charged=False)
+
+    def _store_failure(
+        self, head: fleet_pb2.InstructionHead, decision: Decision, code: str, *, charged: bool
+    ) -> OutboxEntry:
+        """Store a decision that nothing leaves but a code."""
+        fields = {"message": head.message_id, "code": decision.code, "reason": decision.reason}
         logger.warning("nothing left", extra={"fields": fields})
-        decision = _decision(head, outcome, at_s=now, code=code, reason=reason)
         run = self._store.load_run(head.run_id)
         if run is None or run.ended:
             self._store.log_decision(decision, keep=self._config.keep_decisions)
@@ -273,11 +274,12 @@ class Replies:
             message_id=head.message_id,
             failure=records_pb2.AppFailure(code=_RAISED, reason=code),
             ttl_s=head.ttl_s,
-            created_at_s=now,
+            created_at_s=decision.at_s,
         )
         old = self._store.load_reply(head.message_id)
-        entry = _entry(head, reply, StoredPayload(name="", size=0, sha256=b""), at_s=now)
-        self._store.save_reply(entry, decision)
+        nothing = StoredPayload(name="", size=0, sha256=b"")
+        entry = _entry(head, reply, nothing, at_s=decision.at_s)
+        self._store.save_reply(entry, decision, charged=charged)
         if old is not None:
             self.outbox.remove(old.payload_file)
         return entry

@@ -229,6 +229,7 @@ class Store:
         *,
         state_manifest: bytes | None = None,
         state_file: str = "",
+        charged: bool = False,
     ) -> None:
         """Put a decided reply into the outbox, with its decision, release and state, at once.
 
@@ -237,6 +238,7 @@ class Store:
             decision: the line for the decision log; ``released`` counts as a release.
             state_manifest: the app's new state, if it has changed.
             state_file: the file of that state.
+            charged: it counts as a release, though nothing leaves but a code.
         """
         row = dataclasses.asdict(entry)
         with self._transaction() as connection:
@@ -245,7 +247,7 @@ class Store:
                 f"VALUES ({', '.join(f':{name}' for name in row)})",
                 row,
             )
-            if decision.outcome == "released":
+            if charged or decision.outcome == "released":
                 connection.execute(
                     "INSERT OR IGNORE INTO releases VALUES (?, ?, ?, ?)",
                     (entry.run_id, entry.message_id, entry.attempt, decision.message_type),

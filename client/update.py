@@ -4,11 +4,16 @@ The app, which is nobody's to trust, hands over a whole model; what it was given
 copy. Only real arrays of the model may differ, and they leave clipped and noised
 (``privacy/update.py``). Of metrics a weight alone may stand beside them, and it leaves as 1: a
 number of records would be part of what is protected.
+
+Nothing else is left to an app's choice: the node writes the manifest itself, in the order and under
+the names of the instruction, and always with the weight. So is what may leave of a failure: one
+code, whatever happened, and at the price of an update, since whether an app fails may depend on the
+records as well (:func:`conceals_failures`).
 """
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,32 +21,72 @@ import numpy as np
 from tacit.client.approvals import WEIGHT
 from tacit.client.payload import BufferPayload
 from tacit.core.errors import RefusedError
-from tacit.privacy.update import UpdatedArray, noise_update
+from tacit.core.specification import PrivacyMode, RunSpec
+from tacit.privacy.update import UpdatedArray, is_noisable, noise_update
+from tacit.protos import records_pb2
 from tacit.protos.manifest import array_of, is_raw, placed
 
 if TYPE_CHECKING:
     from tacit.privacy.plan import PrivacyPlan
-    from tacit.protos import records_pb2
+
+CONCEALED = "E-APP-FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noising:
+    """What the node needs to noise an update itself.
+
+    Attributes:
+        instruction: manifest of what was received.
+        received: the daemon's own copy of it, which the app could not change.
+        plan: of mode client-local.
+        weighted: whether a weight stands beside the model.
+        key: of this attempt, 32 bytes.
+    """
+
+    instruction: records_pb2.Manifest
+    received: memoryview = field(repr=False)
+    plan: PrivacyPlan
+    weighted: bool
+    key: bytes = field(repr=False)
+
+
+def conceals_failures(specification: RunSpec) -> bool:
+    """Whether a failure of code that is not ours would tell of records that the mode protects."""
+    model = specification.model
+    foreign = specification.app is not None or (model is not None and model.factory is not None)
+    return foreign and specification.privacy.mode is PrivacyMode.CLIENT_LOCAL
+
+
+def verify_noisable(instruction: records_pb2.Manifest) -> None:
+    """Check, before an app is called, that an update of what was received could be noised.
+
+    Raises:
+        RefusedError: E-UPDATE-DTYPE.
+    """
+    for place in placed(instruction):
+        if place.entry is None or not is_raw(place.entry):
+            raise RefusedError(
+                "E-UPDATE-DTYPE", f"array {place.name}: expected plain numbers, got opaque bytes"
+            )
+        if not is_noisable(np.dtype(place.entry.dtype)):
+            raise RefusedError(
+                "E-UPDATE-DTYPE",
+                f"array {place.name}: expected float32, float64 or integers, "
+                f"got {place.entry.dtype}",
+                hint="Noise is added in float32 and float64 only: convert the model.",
+            )
 
 
 def noise_reply(
-    manifest: records_pb2.Manifest,
-    payload: memoryview,
-    *,
-    instruction: records_pb2.Manifest,
-    received: memoryview,
-    plan: PrivacyPlan,
-    key: bytes,
+    manifest: records_pb2.Manifest, payload: memoryview, noising: Noising
 ) -> BufferPayload:
-    """Return the bytes that may leave in place of a reply's; the weight in ``manifest`` becomes 1.
+    """Return the bytes that may leave in place of a reply's; ``manifest`` becomes the node's own.
 
     Args:
         manifest: of the reply, which has passed the envelope.
         payload: the daemon's copy of the reply.
-        instruction: manifest of what was received.
-        received: the daemon's own copy of it, which the app could not change.
-        plan: of mode client-local.
-        key: of this attempt, 32 bytes.
+        noising: what was received, and what to do.
 
     Raises:
         RefusedError: something in the reply cannot be noised (``E-UPDATE-...``).
@@ -52,30 +97,34 @@ def noise_reply(
                 raise RefusedError(
                     "E-UPDATE-METRIC", f"expected no metric but {WEIGHT}, got {item.key!r}"
                 )
-            item.integer = 1
-    models = _arrays(instruction, received)
+    replies = _arrays(manifest, payload)
     arrays = [
-        UpdatedArray(name=name, received=models[name], reply=np.array(values, order="C"))
-        for name, values in _arrays(manifest, payload).items()
+        UpdatedArray(name=name, received=values, reply=np.array(replies[name], order="C"))
+        for name, values in _arrays(noising.instruction, noising.received).items()
     ]
     noise_update(
         arrays,
-        clip=plan.clip,
-        deviation=plan.noise_deviation,
-        key=key,
-        purpose=f"update {hashlib.sha256(received).hexdigest()}",
+        clip=noising.plan.clip,
+        deviation=noising.plan.noise_deviation,
+        key=noising.key,
+        purpose=f"update {noising.instruction.payload_sha256.hex()}",
     )
+    _rewrite(manifest, noising)
     return BufferPayload(tuple(array.reply.reshape(-1).data for array in arrays))
+
+
+def _rewrite(manifest: records_pb2.Manifest, noising: Noising) -> None:
+    """Put into a manifest the model as it was received, and the weight 1."""
+    del manifest.records[:]
+    for record in noising.instruction.records:
+        if record.kind == records_pb2.Record.ARRAYS:
+            manifest.records.add().CopyFrom(record)
+    if noising.weighted:
+        metrics = manifest.records.add(key="metrics", kind=records_pb2.Record.METRICS)
+        metrics.items.add(key=WEIGHT, integer=1)
 
 
 def _arrays(
     manifest: records_pb2.Manifest, payload: memoryview
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    arrays = {}
-    for place in placed(manifest):
-        if place.entry is None or not is_raw(place.entry):
-            raise RefusedError(
-                "E-UPDATE-DTYPE", f"array {place.name}: expected plain numbers, got opaque bytes"
-            )
-        arrays[place.name] = array_of(place, payload)
-    return arrays
+    return {place.name: array_of(place, payload) for place in placed(manifest)}

@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -177,12 +178,17 @@ def _send_result(pipe: Pipe, answer: HostedAnswer, files: ReplyFiles) -> None:
 
 
 def _end_with_daemon(descriptor: int) -> None:
-    """End this process at once when the other end of the pipe is gone, whatever the app does."""
+    """End this process and all that the app has started when the other end of the pipe is gone.
+
+    A worker leads a session and a group of its own, which nothing that it starts can leave.
+    """
 
     def watch() -> None:
         poll = select.poll()
         poll.register(descriptor, 0)  # a hang-up is always reported
         poll.poll()
+        if os.getpgrp() == os.getpid():
+            os.kill(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=watch, name="end-with-daemon", daemon=True).start()

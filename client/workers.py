@@ -113,6 +113,10 @@ class Worker:
             ProtocolError: it spoke out of turn.
         """
         self.wait_ready()
+        if self._pipe.has_more():
+            raise ProtocolError(
+                "E-WORKER-REPLY", "expected one answer to each instruction, got another one"
+            )
         with _descriptor_of(payload, self._setup) as descriptor:
             try:
                 self._pipe.send(pipe_pb2.WorkerTask(call=call), [descriptor])

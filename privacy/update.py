@@ -77,6 +77,11 @@ def noise_update(
         _noise(array, factor, deviation, noise)
 
 
+def is_noisable(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of a type can be in an update: real ones are noised, integers stay."""
+    return dtype in _REAL or dtype.kind in "biu"
+
+
 def _is_real(array: UpdatedArray) -> bool:
     received, reply = array.received, array.reply
     if received.dtype != reply.dtype or received.shape != reply.shape:
@@ -85,13 +90,13 @@ def _is_real(array: UpdatedArray) -> bool:
         )
     if reply.dtype in _REAL:
         return True
-    if reply.dtype.kind not in "biu":
+    if not is_noisable(reply.dtype):
         raise RefusedError(
             "E-UPDATE-DTYPE",
             f"array {array.name}: expected float32, float64 or integers, got {reply.dtype}",
             hint="Noise is added in float32 and float64 only: convert the model.",
         )
-    if not np.array_equal(received, reply):
+    if not np.array_equal(received.reshape(-1).view(np.uint8), reply.reshape(-1).view(np.uint8)):
         raise RefusedError(
             "E-UPDATE-INTEGER",
             f"array {array.name}: expected integers as they were received, got others",

@@ -104,6 +104,14 @@ class Pipe:
             _close_all(descriptors)
             raise
 
+    def has_more(self) -> bool:
+        """Tell whether the other end has said something that was not received yet."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return any(
+            event & select.POLLIN and not event & select.POLLHUP for _, event in poll.poll(0)
+        )
+
     def close(self) -> None:
         """Close this end; the other end, and a thread that waits here, find out at once."""
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 UNITS = frozenset(("record", "subject", "client"))
 RELATIONS = frozenset(("add/remove", "replace-one"))
-SIDES = frozenset(("train", "validation", "all"))
+SIDES = frozenset(("train", "validation", "whole"))
 
 
 def verify_claim(claim: fleet_pb2.Claim) -> None:

@@ -50,7 +50,7 @@ PORTS = range(20_000, 32_000)  # below those that the system gives to outgoing c
 
 CLIENT_TOML = """\
 [policy]
-modes = ["none", "record-local"]
+modes = ["none", "record-local", "client-local"]
 min_clients = 1
 max_epsilon_per_run = 50
 approve = "rule"

@@ -9,9 +9,10 @@ import pytest
 
 from tacit.core.errors import ProtocolError, TrustError
 from tacit.core.keys import MemberKeys
+from tacit.privacy.ledger_entries import Relation, Side, Unit
 from tacit.privacy.ledger_head import Head, sign_head
 from tacit.protos import fleet_pb2
-from tacit.server.claims import plain_claim, verify_claim
+from tacit.server.claims import RELATIONS, SIDES, UNITS, plain_claim, verify_claim
 from tacit.server.ledger_heads import LedgerHeads
 from tacit.server.store import open_store
 
@@ -117,3 +118,10 @@ def test_a_claim_has_a_known_form(keys: MemberKeys) -> None:
         setattr(bad, field, value)
         with pytest.raises(ProtocolError, match="E-CLAIM-MALFORMED"):
             verify_claim(bad)
+
+
+def test_the_words_of_a_claim_are_those_of_the_ledger() -> None:
+    """Whatever an owner's node can charge, the server can read."""
+    assert {each.value for each in Unit} == UNITS
+    assert {each.value for each in Relation} == RELATIONS
+    assert {each.value for each in Side} == SIDES
