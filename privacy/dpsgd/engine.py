@@ -213,6 +213,8 @@ def _source_for(model: nn.Module) -> tuple[GradientSource, tuple[str, ...]]:
             problems=tuple(f"{name}: BatchNorm" for name in mixing),
             hint="replace BatchNorm by GroupNorm or LayerNorm",
         )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("E-MODEL-NOT-DP", "expected parameters to train, every one is frozen")
     reasons = unsupported_layers(model)
     if not reasons:
         book_keeping = BookKeeping(model)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,24 +17,15 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from tacit.core.errors import ConfigError, RefusedError
-from tacit.core.specification import PrivacyMode, PrivacyUnit
+from tacit.core.specification import PrivacyMode
 from tacit.privacy.dpsgd.engine import Engine, make_engine
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
-from tacit.privacy.plan import PrivacyPlan
+from tests.privacy.dpsgd_models import KEY, QUIET, clipped_sum
 
-KEY = bytes(range(32))
-QUIET = PrivacyPlan(
-    mode=PrivacyMode.RECORD_LOCAL,
-    releases=1,
-    local_steps=100,
-    sample_rate=1.0,
-    noise_multiplier=1e-12,  # below what a plan may hold: shows the sums themselves
-    clip=1.0,
-    normaliser=1.0,
-    epsilon=math.inf,
-    delta=1e-5,
-    unit=PrivacyUnit.RECORD,
-)
+if TYPE_CHECKING:
+    from tacit.privacy.plan import PrivacyPlan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Shared(nn.Module):
@@ -100,21 +95,6 @@ def records(count: int, *, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 def engine(model: nn.Module, plan: PrivacyPlan = QUIET, *, key: bytes = KEY) -> Engine:
     return make_engine(model, plan=plan, noise_key=key)
-
-
-def clipped_sum(
-    model: nn.Module, features: torch.Tensor, labels: torch.Tensor, clip: float
-) -> list[torch.Tensor]:
-    """The definition, one record at a time."""
-    parameters = list(model.parameters())
-    sums = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
-    for x, y in zip(features, labels, strict=True):
-        loss = nn.functional.cross_entropy(model(x[None]), y[None])
-        gradients = [g.double() for g in torch.autograd.grad(loss, parameters)]
-        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-        for total, gradient in zip(sums, gradients, strict=True):
-            total.add_(gradient, alpha=min(1.0, clip / norm))
-    return sums
 
 
 @pytest.mark.parametrize("clip", [0.05, 1.0, 1e6])
@@ -275,6 +255,57 @@ def test_a_frozen_parameter_is_left_out() -> None:
     model = small_model()
     model[0].weight.requires_grad_(requires_grad=False)
     assert len(engine(model).gradient(*records(4))) == 4
+
+
+def test_a_model_without_trained_parameters_is_refused() -> None:
+    """There is nothing to make private."""
+    with pytest.raises(ConfigError, match="every one is frozen"):
+        engine(nn.Linear(4, 3).requires_grad_(requires_grad=False))
+
+
+class Counting(nn.Module):
+    """Writes what it sees into a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add_(x.detach().sum(dim=0))
+        return self.linear(x)
+
+
+def test_a_buffer_that_learns_is_refused_and_left_as_it_was() -> None:
+    """It would hold sums of records without noise; trying the model must not fill it either."""
+    model = Counting()
+    with pytest.raises(ConfigError, match="buffers"):
+        engine(model).gradient(*records(4))
+    assert not model.seen.any()
+
+
+LAZY = """
+import math, sys
+import torch
+import tacit.learning.training
+from tests.privacy.dpsgd_models import KEY, QUIET
+from tacit.privacy.dpsgd.engine import make_engine
+for last in (torch.nn.Linear(4, 3), torch.nn.Bilinear(4, 4, 3)):
+    if isinstance(last, torch.nn.Linear):
+        engine = make_engine(last, plan=QUIET, noise_key=KEY)
+        engine.gradient(torch.rand(3, 4), torch.zeros(3, dtype=torch.int64))
+    else:
+        make_engine(last, plan=QUIET, noise_key=KEY)
+    print("opacus" in sys.modules)
+"""
+
+
+def test_opacus_is_loaded_only_where_it_is_needed() -> None:
+    """Its import takes seconds, which a run on common layers never pays."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAZY], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 def test_a_model_that_mixes_records_is_found() -> None:
