@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy_adult --data DIR``: Adult at epsilon 1, with Tacit's own parts.
+"""``python -m benchmarks.accuracy_adult --data DIR``: Adult at epsilon 1, by Tacit's own parts.
 
 Loader, data contract, plan, model and engine are those of a run; the 14 columns' ranges and
 categories are those that adult.names publishes. Trained on the 32,561 records of adult.data,

@@ -163,16 +163,16 @@ def plan_of(batch: int) -> PrivacyPlan:
 
 
 def measure_times(model: str, *, batch: int, turns: int) -> dict[str, float]:
-    """Return the median seconds of a step of each engine, taken in turns."""
+    """Return the median CPU seconds of a step of each engine, taken in turns."""
     steps = {engine: make_step(engine, make_model(model), batch) for engine in ENGINES}
     seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     for turn in range(turns + 1):
         for engine, step in steps.items():
             for _ in range(1 if engine == "hooks" else 5):
-                began = time.perf_counter()
+                began = time.process_time()
                 step()
                 if turn:  # the first is a warm-up
-                    seconds[engine].append(time.perf_counter() - began)
+                    seconds[engine].append(time.process_time() - began)
     return {engine: statistics.median(taken) for engine, taken in seconds.items()}
 
 
