@@ -96,6 +96,8 @@ def main(arguments: Sequence[str]) -> int:
         _serve(pipe, isolation)
     except (PipeClosed, KeyboardInterrupt):
         return 0
+    finally:
+        _end_group()
     return 0
 
 
@@ -178,20 +180,22 @@ def _send_result(pipe: Pipe, answer: HostedAnswer, files: ReplyFiles) -> None:
 
 
 def _end_with_daemon(descriptor: int) -> None:
-    """End this process and all that the app has started when the other end of the pipe is gone.
-
-    A worker leads a session and a group of its own, which nothing that it starts can leave.
-    """
+    """End this process at once when the other end of the pipe is gone, whatever the app does."""
 
     def watch() -> None:
         poll = select.poll()
         poll.register(descriptor, 0)  # a hang-up is always reported
         poll.poll()
-        if os.getpgrp() == os.getpid():
-            os.kill(0, signal.SIGKILL)
+        _end_group()
         os._exit(0)
 
     threading.Thread(target=watch, name="end-with-daemon", daemon=True).start()
+
+
+def _end_group() -> None:
+    """End this process and all that it has started: nothing of it can leave the group."""
+    if os.getpgrp() == os.getpid():
+        os.kill(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
