@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.isolation import Confinement, Isolation, isolate
 from tacit.client.payload import anonymous_file
+from tacit.client.sources import run_from_source
 from tacit.core.errors import AppError
 from tacit.core.logs import configure_logging
 from tacit.protos import pipe_pb2
@@ -126,6 +127,7 @@ def _serve(pipe: Pipe, isolation: Isolation) -> None:
 def _load(begin: pipe_pb2.WorkerBegin, descriptors: list[int]) -> AppHost:
     from tacit.client.apphost import AppHost  # noqa: PLC0415 - flwr loads after confinement only
 
+    run_from_source(begin)
     state = memoryview(b"")
     for descriptor in descriptors:
         state = map_payload(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -331,6 +332,25 @@ def test_a_child_ends_with_a_daemon_that_is_killed(place: Path) -> None:
         assert len(processes(str(place / "scratch"))) == 2
         daemon.kill()
     eventually("the child to end", lambda: not processes(str(place / "scratch")))
+
+
+@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode)[::2])
+def test_a_compiled_file_beside_a_source_is_not_run(
+    place: Path, workers: Workers, mode: py_compile.PycInvalidationMode
+) -> None:
+    """What runs is what the fingerprint covers, whatever a file of ``__pycache__`` claims."""
+    source = place / "packages" / "probing_app.py"
+    other = APP.replace('"last": context.node_config["last"]', '"last": 666'.ljust(35))
+    assert len(other) == len(APP)
+    source.write_text(other)
+    os.utime(source, (1_000_000, 1_000_000))
+    compiled = py_compile.compile(str(source), invalidation_mode=mode, doraise=True)
+    assert compiled is not None
+    source.write_text(APP)
+    os.utime(source, (1_000_000, 1_000_000))
+    answer = call_app(workers, setup_of(place))
+    assert metrics_of(answer.reply)["last"] == 9
+    answer.close()
 
 
 def test_missing_app_is_told_as_such(place: Path, workers: Workers) -> None:
