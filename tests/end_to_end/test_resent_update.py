@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tacit.core.artifacts import load_arrays, save_arrays
+from tacit.core.specification import EvaluationSpec
 from tacit.learning.models import initial_arrays
 from tacit.simulation.demo import HOSPITALS, demo_specification
 from tacit.simulation.owners import heart_folder
@@ -32,7 +33,7 @@ ROUNDS = 2
 def specification() -> RunSpec:
     run = demo_specification()
     people = replace(run.participation, rounds=ROUNDS, min_clients=len(OWNERS))
-    return replace(run, participation=people)
+    return replace(run, participation=people, evaluation=EvaluationSpec())
 
 
 def data_set(name: str) -> str:

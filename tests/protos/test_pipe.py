@@ -56,6 +56,18 @@ def test_messages_and_files_arrive_together(pipes: tuple[Pipe, Pipe]) -> None:
         os.close(file)
 
 
+def test_what_was_said_and_not_heard_shows(pipes: tuple[Pipe, Pipe]) -> None:
+    """A message that waits is more; none, one that was read, and an end that is gone are not."""
+    sender, receiver = pipes
+    assert not receiver.has_more()
+    sender.send(FetchRequest(run_id="one"))
+    assert receiver.has_more()
+    receiver.receive(FetchRequest, timeout_s=5)
+    assert not receiver.has_more()
+    sender.close()
+    assert not receiver.has_more()
+
+
 def test_long_messages_pass_a_small_buffer(pipes: tuple[Pipe, Pipe]) -> None:
     """A message longer than the socket's buffer is sent and read in parts."""
     sender, receiver = pipes
