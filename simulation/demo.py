@@ -207,6 +207,12 @@ def _follow(children: Children, operator: ControlClient, run_id: str, watch: Wat
         children.verify_alive()
         watch(event)
         last = event
+        if event.kind is EventKind.NODE_DECIDED and event.fields.get("verdict") == "denied":
+            raise AppError(  # nobody will change their mind here
+                str(event.fields.get("code") or "E-RUN-FAILED"),
+                f"{event.fields.get('member')} denied the run: nobody trains",
+                hint="see the log of that owner in the folder logs",
+            )
     if last is None or last.kind is not EventKind.RUN_FINISHED:
         fields = {} if last is None else last.fields
         code = str(fields.get("code") or "E-RUN-FAILED")
