@@ -209,8 +209,7 @@ class Replies:
             created_at_s=now,
             claim=charged.claim,
         )
-        if charged.claim is not None:
-            self._store.keep_head(head_of(charged.claim.ledger).head)
+        self._store.keep_head(head_of(self._charges.head()).head)
         entry = _entry(head, reply, stored, at_s=now)
         decision = _decision(head, "released", at_s=now, stored=stored)
         old = self._store.load_reply(head.message_id)

@@ -1,4 +1,4 @@
-"""The server remembers how far each node's ledger has come, and takes no claim from behind."""
+"""The server remembers how far each node's ledger has come: no history but one, and no way back."""
 
 from __future__ import annotations
 
@@ -53,8 +53,34 @@ def head(
 def test_the_furthest_head_is_kept(heads: LedgerHeads, keys: MemberKeys) -> None:
     """Heads grow; one that is seen again changes nothing."""
     assert heads.furthest(keys.node_id) is None
-    for entries in (0, 3, 3, 7):
+    for entries in (1, 3, 3, 7):
         heads.keep(keys.node_id, head(keys, entries))
+    assert heads.furthest(keys.node_id) == head(keys, 7)
+
+
+def test_claims_may_overtake_one_another(heads: LedgerHeads, keys: MemberKeys) -> None:
+    """Two runs at one node, or a stored reply after a crash: behind, but the same history."""
+    for entries in (7, 5, 6, 8, 5):
+        heads.keep(keys.node_id, head(keys, entries))
+    assert heads.furthest(keys.node_id) == head(keys, 8)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"entries": 7, "text": "fork"},
+        {"entries": 5, "text": "fork"},
+        {"entries": 9, "ledger": bytes(32)},
+    ],
+)
+def test_a_claim_of_another_history_is_refused(
+    heads: LedgerHeads, keys: MemberKeys, changed: dict[str, Any]
+) -> None:
+    """A number that was seen has one hash, also behind the furthest; a new ledger is another."""
+    for entries in (5, 7):
+        heads.keep(keys.node_id, head(keys, entries))
+    with pytest.raises(TrustError, match="E-LEDGER-FORK"):
+        heads.keep(keys.node_id, head(keys, **changed))
     assert heads.furthest(keys.node_id) == head(keys, 7)
 
 
@@ -66,13 +92,14 @@ def test_the_furthest_head_is_kept(heads: LedgerHeads, keys: MemberKeys) -> None
         ({"entries": 9, "ledger": bytes(32)}, "E-LEDGER-FORK"),
     ],
 )
-def test_a_ledger_that_went_back_is_refused(
+def test_a_node_whose_ledger_went_back_may_not_join(
     heads: LedgerHeads, keys: MemberKeys, changed: dict[str, Any], code: str
 ) -> None:
-    """Shorter, of another history, or a new one: refused, and the furthest head stays."""
+    """Shorter, of another history, or a new one: refused; and a look keeps nothing."""
     heads.keep(keys.node_id, head(keys, 7))
     with pytest.raises(TrustError, match=code):
-        heads.keep(keys.node_id, head(keys, **changed))
+        heads.verify(keys.node_id, head(keys, **changed))
+    heads.verify(keys.node_id, head(keys, 9))
     assert heads.furthest(keys.node_id) == head(keys, 7)
 
 
