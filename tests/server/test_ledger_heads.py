@@ -9,6 +9,7 @@ import pytest
 
 from tacit.core.errors import ProtocolError, TrustError
 from tacit.core.keys import MemberKeys
+from tacit.privacy.ledger_entries import Side
 from tacit.privacy.ledger_head import Head, sign_head
 from tacit.protos import fleet_pb2
 from tacit.server.claims import plain_claim, verify_claim
@@ -129,7 +130,9 @@ def test_a_claim_has_a_known_form(keys: MemberKeys) -> None:
         delta=1e-5,
         ledger=head(keys, 1),
     )
-    verify_claim(good)
+    for side in Side:
+        good.side = side.value
+        verify_claim(good)
     shown = plain_claim(good)
     assert shown["epsilon"] is None
     assert shown["ledger"]["entries"] == 1
