@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 OWNER, OTHER = "ada", "bea"
 ROUNDS = 10  # of a run; one kill in each
 ROWS = 150_000  # of the model: 4 MB, which takes a while to upload
+LEAST = 1 << 15  # bytes of an answer on the way, before its sender dies
 LONGEST_S = 0.15  # until a kill at random: about what a round takes here
 
 
@@ -121,7 +121,7 @@ class Chaos:
 
     def _charging(self, number: int) -> None:
         """The answer is copied, and the ledger cannot be written."""
-        with self._locked("ledger.sqlite"):
+        with self._locked(self._home / "ledger.sqlite"):
             self._open_gate(number)
             eventually("a copied answer", lambda: list((self._home / "outbox").iterdir()))
             self._kill()
@@ -129,7 +129,7 @@ class Chaos:
     def _charged(self, number: int) -> None:
         """The charge is on the disk, and the answer cannot be put into the outbox."""
         entries = entries_of(self._home)
-        with self._locked("client.sqlite"):
+        with self._locked(self._home / "client.sqlite"):
             self._open_gate(number)
             eventually("a charge", lambda: entries_of(self._home) > entries)
             self._kill()
@@ -142,16 +142,13 @@ class Chaos:
             self._kill()
 
     def _uploading(self, number: int) -> None:
-        """A part of the answer is at the server, or all of it when it was too fast to see."""
+        """The server has a part of the answer: each side sleeps while the other one works."""
         (message,) = self.auditor.open_messages()
-        spool = self._played.home / "runs" / message.partition(".")[0] / "spool"
-        self._open_gate(number)
-
-        def arrived() -> bool:
-            names = os.listdir(spool)  # noqa: PTH208 - as fast as can be
-            return any(name.startswith((f"in-{message}-", f"reply-{message}.")) for name in names)
-
-        eventually("a part of an answer", arrived, tick_s=0.0002)
+        with self._server_asleep():
+            self._open_gate(number)
+            eventually("bytes on the way", lambda: waiting_bytes(self._played.ports[0]) > LEAST)
+            self._played.daemons[OWNER].send(signal.SIGSTOP)
+        eventually("a part of the answer", lambda: self._arrived(message))
         self._kill()
 
     def _received(self, number: int) -> None:
@@ -172,13 +169,17 @@ class Chaos:
     def _open_gate(self, number: int) -> None:
         (self._played.gates / f"hold-{number}-{self._played.node_id(OWNER)}").unlink()
 
+    def _arrived(self, message: str) -> bool:
+        runs = self._played.home / "runs"
+        return any(runs.glob(f"{message.partition('.')[0]}/spool/in-{message}-*.part"))
+
     def _kill(self) -> None:
         self._played.daemons[OWNER].kill()
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Hold the write lock of one of the owner's databases."""
-        connection = sqlite3.connect(self._home / name, isolation_level=None, timeout=30.0)
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold the write lock of a daemon's database."""
+        connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -193,6 +194,14 @@ class Chaos:
             yield
         finally:
             server.send(signal.SIGCONT)
+
+
+def waiting_bytes(port: int) -> int:
+    """Return how many bytes have reached a port of this machine that nobody has read yet."""
+    tables = [Path(f"/proc/net/tcp{version}").read_text() for version in ("", "6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    mine = [row[4] for row in rows if int(row[1].partition(":")[2], 16) == port]
+    return sum(int(queues.partition(":")[2], 16) for queues in mine)
 
 
 def play_chaos(root: Path, *, kills: int, seed: int) -> dict[str, Any]:
