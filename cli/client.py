@@ -18,6 +18,7 @@ import typer
 from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.configuration import CHANGED, CONFIG_NAME, SAMPLE, file_digest
 from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
+from tacit.client.ledger_view import read_ledger
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
@@ -255,13 +256,14 @@ def _said(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _status(state: StateDirectory) -> dict[str, Any]:
+    ledger: dict[str, Any] = as_json(read_ledger(state.path))
     try:
         value = ask_daemon(state, "status")
     except UnavailableError:
-        return _stopped(state)
+        return _stopped(state) | {"ledger": ledger}
     digest = value["connection"].get("config_sha256")
     value["config_changed"] = digest != file_digest(state.path / CONFIG_NAME)
-    return value
+    return value | {"ledger": ledger}
 
 
 def _stopped(state: StateDirectory) -> dict[str, Any]:
@@ -312,10 +314,13 @@ def _show(value: dict[str, Any]) -> None:
     typer.echo(line)
     if connection["problem"]:
         typer.echo(f"  {connection['problem']}")
+    if connection.get("hint"):
+        typer.echo(f"  {connection['hint']}")
     if value.get("config_changed"):
         typer.echo(f"  {CHANGED}")
     if connection["state"] not in ("stopped", REVOKED):
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
+    _show_ledger(value["ledger"])
     typer.echo("\nRuns")
     typer.echo(table_text(_runs_table(value["runs"])))
     for run in value["runs"]:
@@ -328,6 +333,32 @@ def _show(value: dict[str, Any]) -> None:
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
     if kept:
         typer.echo(f"\n{kept} replies wait for the server")
+
+
+def _show_ledger(ledger: dict[str, Any]) -> None:
+    head = f", head {ledger['head'][:16]}" if ledger["head"] else ""
+    typer.echo(f"\nLedger: {ledger['entries']} entries{head}")
+    if ledger["problem"]:
+        typer.echo(f"  WRONG: {visible(ledger['problem'])}")
+        typer.echo(f"  {ledger['hint']}")
+    typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
+
+
+def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            each["data_set"],
+            each["unit"],
+            "none holds" if each["epsilon"] is None else f"{each['epsilon']:.4g}",
+            f"{each['delta']:g}",
+            f"{each['budget']:g}",
+            f"{each['left']:.4g}",
+            each["entries"],
+        )
+        for each in data_sets
+    ]
+    columns = ("data set", "unit", "epsilon", "delta", "budget", "left", "entries")
+    return Table(columns=columns, rows=rows, empty="No data set has an account yet.")
 
 
 def _runs_table(runs: list[dict[str, Any]]) -> Table:

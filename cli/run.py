@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.checks import check_run
-from tacit.cli.output import Table, emit, foreign_output_aside, visible
+from tacit.cli.output import Table, emit, foreign_output_aside, table_text, visible
 from tacit.cli.progress import RoundProgress, metric_texts
 from tacit.core.errors import AppError, UnavailableError
 from tacit.core.specification import canonical_json
@@ -136,6 +136,9 @@ def show(
         shown = {k: v for k, v in last.items() if v not in (None, {}, []) and k != "cohort"}
         shown |= {k: metric_texts(shown[k]) for k in ("metrics", "evaluation") if k in shown}
         emit({"last round": shown}, json=False)
+    if manifest is not None and manifest.get("claims"):
+        typer.echo("\nClaims by the owners' own ledgers: what the run has cost so far")
+        typer.echo(table_text(_claims_table(manifest["claims"])))
 
 
 @app.command()
@@ -271,7 +274,8 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
 def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest whose rounds also say what the nodes' members are called.
 
-    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed`` goes by name.
+    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed`` and ``claims``
+    go by name.
     """
     names: dict[str, str] = manifest.get("members", {})
     rounds = []
@@ -279,7 +283,26 @@ def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
         members = [names.get(str(node_id), str(node_id)) for node_id in entry["cohort"]]
         failed = {names.get(node_id, node_id): code for node_id, code in entry["failed"].items()}
         rounds.append(entry | {"members": members, "failed": failed})
-    return manifest | {"rounds": rounds}
+    claims = {names.get(node, node): sides for node, sides in manifest.get("claims", {}).items()}
+    return manifest | {"rounds": rounds, "claims": claims}
+
+
+def _claims_table(claims: dict[str, dict[str, Any]]) -> Table:
+    rows = [
+        (
+            member,
+            side,
+            claim["unit"],
+            claim["relation"],
+            "none holds" if claim["epsilon"] is None else f"{claim['epsilon']:.4g}",
+            f"{claim['delta']:g}",
+            claim["ledger"]["entries"],
+        )
+        for member, sides in sorted(claims.items())
+        for side, claim in sorted(sides.items())
+    ]
+    columns = ("member", "side", "unit", "relation", "epsilon", "delta", "ledger entry")
+    return Table(columns=columns, rows=rows)
 
 
 def _plain(run: Run) -> dict[str, Any]:

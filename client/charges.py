@@ -10,6 +10,8 @@ run has cost so far and where the ledger ends.
 2. Room is looked for before an app is called, and charged after its answer has passed every check.
 3. An attempt is charged once, however often it is asked for, restarts included; another attempt is
    another charge.
+4. One charge pays for one noise. An attempt that was charged is answered again from its noise key
+   or not at all: once the key is wiped, the answer may have left.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.ledger_entries import (
     Charge,
+    ChargeKey,
     Expose,
     Purpose,
     Side,
@@ -89,6 +92,26 @@ class Charges:
         charge = self._charge_of(release, data_set)
         if charge is not None:
             self._verify_room(charge, self._terms(specification, data_set))
+
+    def verify_unspent(self, head: fleet_pb2.InstructionHead) -> None:
+        """Check that an attempt whose noise would be drawn now was not charged before.
+
+        Raises:
+            RefusedError: it was (``E-RELEASE-REPEATED``).
+        """
+        key = ChargeKey(run=head.run_id, message=head.message_id, attempt=head.attempt)
+        try:
+            held = self._ledger.held(key)
+        except RefusedError:
+            return  # nothing was reserved
+        raise RefusedError(
+            "E-RELEASE-REPEATED",
+            f"expected one answer to {head.message_id}, which entry {held.entry.sequence} of the "
+            "ledger has charged; the noise of that answer is wiped, and another would be another "
+            "release",
+            hint="The server asked again after it had closed the message, or client.sqlite was "
+            "replaced.",
+        )
 
     def charge(self, release: Release) -> fleet_pb2.Claim | None:
         """Enter a release into the ledger; what this returns is on the disk, and it may leave.

@@ -29,6 +29,7 @@ from tacit.client.configuration import (
 )
 from tacit.client.dispatch import Dispatcher
 from tacit.client.isolation import Isolation, probe
+from tacit.client.ledger_view import verify_ledger_there
 from tacit.client.link import Link
 from tacit.client.local import serve_local
 from tacit.client.node import Node
@@ -107,6 +108,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     isolation = probe()
     store = open_store(state.path / STORE_NAME)
     keys = membership.keys
+    verify_ledger_there(state.path, store.list_heads())
     ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
     workers = Workers(state.path / "logs", policy=config.policy)
     preparation = Preparation()
@@ -275,6 +277,7 @@ class Verbs:
             state="connected" if dispatcher.link is not None else "connecting",
             address=dispatcher.last_address,
             problem=f"{error.message} [{error.code}]" if error is not None else "",
+            hint=error.hint if error is not None else "",
             isolation=self._parts.isolation.what,
             config_sha256=self._parts.config_sha256,
         )

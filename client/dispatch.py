@@ -217,6 +217,7 @@ class Dispatcher:
                 failure = error_from_rpc(error)
             except TacitError as error:
                 failure = error
+            link.heed(failure)
             fields = {"message": message_id, "code": failure.code, "reason": failure.message}
             if failure.code in ("E-MESSAGE-CLOSED", "E-RUN-ENDED", "E-RUN-UNKNOWN"):
                 await self._in_thread(self._node.close_message, message_id)

@@ -2,7 +2,8 @@
 
 Addresses are tried in order. A break is logged once per reason, in one line. What the server wants
 arrives as tasks on the Watch stream, which also shows that it lives: silence for three heartbeats
-is a break. Only one thing ends the link for good: the server says that this node is revoked.
+is a break. Only one thing ends the link for good: the server says that this node is revoked. While
+the server and this node's ledger contradict one another the node stays out, and so nothing leaves.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("tacit.client.link")
 _JOIN_TIMEOUT_S = 15.0
 _SILENT_HEARTBEATS = 3
 _CLOCK_TOLERANCE_S = 120.0
+_LEDGER_REFUSED = frozenset(("E-LEDGER-FORK", "E-LEDGER-ROLLBACK"))
 _STABLE_S = 30.0  # a link that held so long was a good one: the next break starts from 1 s again
 
 
@@ -46,11 +48,20 @@ class Connected:
         fleet: its calls.
         address: where it is.
         joined: what it said when this node joined.
+        refused: gets the error that ends this connection from inside.
     """
 
     fleet: FleetAsyncStub
     address: str
     joined: fleet_pb2.JoinReply
+    refused: asyncio.Future[TacitError] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def heed(self, error: TacitError) -> None:
+        """End the connection if the server says of a reply that the ledger is not what it knew."""
+        if error.code in _LEDGER_REFUSED and not self.refused.done():
+            self.refused.set_result(error)
 
 
 class TaskHandler(Protocol):
@@ -113,7 +124,7 @@ class Link:
             )
             async with channel:
                 fleet = open_fleet(channel)
-                joined = await fleet.Join(self._request(), timeout=_JOIN_TIMEOUT_S)
+                joined = await self._join(fleet)
                 self._verify(joined)
                 connected = Connected(fleet=fleet, address=address, joined=joined)
                 self._greet(connected)
@@ -125,6 +136,24 @@ class Link:
         except TimeoutError:
             return UnavailableError("E-SERVER-SILENT", "the server has fallen silent")
         return UnavailableError("E-SERVER-CLOSED", "the server ended the connection")
+
+    async def _join(self, fleet: FleetAsyncStub) -> fleet_pb2.JoinReply:
+        """Join; where the ledger is refused, ask what the server knows, to name the entry.
+
+        Raises:
+            TrustError: the ledger was rolled back or copied.
+            AioRpcError: the call failed otherwise.
+        """
+        request = self._request()
+        try:
+            return await fleet.Join(request, timeout=_JOIN_TIMEOUT_S)
+        except grpc.RpcError as error:
+            refusal = error_from_rpc(error)
+            if refusal.code not in _LEDGER_REFUSED:
+                raise
+            request.ClearField("ledger")
+            self._verify(await fleet.Join(request, timeout=_JOIN_TIMEOUT_S))
+            raise refusal from error
 
     def _greet(self, connected: Connected) -> None:
         fields: dict[str, object] = {"address": connected.address}
@@ -142,7 +171,7 @@ class Link:
         call = connected.fleet.Watch(request)
         try:
             while True:
-                task = await asyncio.wait_for(call.read(), silence_s)
+                task = await _next(call, connected.refused, silence_s)
                 if not isinstance(task, fleet_pb2.Task):  # gRPC's end of the stream
                     return
                 if task.WhichOneof("task") == "revoked":
@@ -165,6 +194,27 @@ class Link:
         if error.hint:
             fields["hint"] = error.hint
         logger.warning("not connected; trying again for ever", extra={"fields": fields})
+
+
+async def _next(call: Any, refused: asyncio.Future[TacitError], silence_s: float) -> object:  # noqa: ANN401 - gRPC's call
+    """Return what a Watch stream gives next.
+
+    Raises:
+        TacitError: the connection is to end.
+        TimeoutError: nothing came.
+    """
+    reading = asyncio.ensure_future(call.read())
+    try:
+        await asyncio.wait(
+            {reading, refused}, timeout=silence_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if refused.done():
+            raise refused.result()
+        if not reading.done():
+            raise TimeoutError
+        return reading.result()
+    finally:
+        reading.cancel()
 
 
 async def leave(membership: Membership) -> str:

@@ -202,6 +202,8 @@ class Node:
         call = pipe_pb2.WorkerCall(instruction=head)
         noising = None
         if release.specification.noises(head.message_type):
+            if not self.store.has_noise_key(head.message_id, head.attempt):
+                self.charges.verify_unspent(head)
             key = self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
             if release.specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:
                 noising = self._noising(head, release.specification, payload, key)

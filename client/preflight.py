@@ -1,9 +1,10 @@
 """``tacit client check``: what is wrong on this machine, and what to do, one finding per line.
 
 Looks at everything that a run will need, in the order in which it would fail: state directory,
-certificate, configuration, isolation, each data set (and its columns, if a run's contract is
-given), then each address of the server, its version and the clock. Nothing is changed, and nothing
-about the data leaves: the server hears what any joining node tells it.
+certificate, configuration, isolation, ledger, each data set (and its columns, if a run's contract
+is given), then each address of the server, what it knows of the ledger, its version and the clock.
+Nothing is changed, and nothing about the data leaves: the server hears what any joining node tells
+it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tacit.client.charges import head_of
 from tacit.client.configuration import (
     CHANGED,
     CONFIG_NAME,
@@ -28,6 +30,7 @@ from tacit.client.configuration import (
 )
 from tacit.client.daemon import IDENTITY_FOLDER, PROTOCOL_VERSION
 from tacit.client.isolation import probe
+from tacit.client.ledger_view import open_to_read, read_ledger
 from tacit.client.link import probe_server
 from tacit.client.local import ask_daemon
 from tacit.client.preparation import Preparation, PrepareJob, Report, Survey
@@ -35,6 +38,7 @@ from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
 from tacit.core.membership import Membership
 from tacit.core.specification import RunSpec, canonical_json
+from tacit.privacy.ledger_head import verify_head
 from tacit.privacy.spec import BUILT_MODES
 from tacit.protos import fleet_pb2
 
@@ -99,12 +103,13 @@ async def check_client(
     if running is not None:
         yield running
     yield _isolation()
+    yield await asyncio.to_thread(_ledger, state.path)
     if config is not None:
         for finding in (*_modes(config), *_data_sets(config, run)):
             yield finding
     if enrolled.grade is not Grade.WRONG:
         for address in membership.addresses:
-            async for finding in _server(membership, address, now):
+            async for finding in _server(membership, address, state.path, now):
                 yield finding
 
 
@@ -150,6 +155,37 @@ def _running(state: StateDirectory) -> Finding | None:
         return Finding(subject="node", grade=Grade.OK, text=f"it runs, by this {CONFIG_NAME}")
     hint = "Stop it (Ctrl-C or SIGTERM loses nothing), then: tacit client start"
     return Finding(subject="node", grade=Grade.WARNING, text=CHANGED, hint=hint)
+
+
+def _ledger(folder: Path) -> Finding:
+    """Walk the ledger, and hold it against the heads that the node has noted."""
+    status = read_ledger(folder)
+    if status.problem:
+        return Finding(subject="ledger", grade=Grade.WRONG, text=status.problem, hint=status.hint)
+    spent = "; ".join(
+        f"{each.data_set}: "
+        + ("no epsilon holds" if each.epsilon is None else f"epsilon {each.epsilon:.4g} spent")
+        + f", budget {each.budget:g}"
+        for each in status.data_sets
+    )
+    text = f"{status.entries} entries" + (f"; {spent}" if spent else "")
+    return Finding(subject="ledger", grade=Grade.OK, text=text)
+
+
+def _known_ledger(
+    membership: Membership, folder: Path, known: fleet_pb2.LedgerHead, address: str
+) -> Finding:
+    """Hold the ledger against the furthest head that a server has seen."""
+    subject = f"ledger at {address}"
+    try:
+        head = verify_head(head_of(known), membership.keys.enrolment_public_key)
+        with open_to_read(folder) as ledger:
+            ledger.check_against(head)
+    except TacitError as error:
+        return _wrong(subject, error)
+    return Finding(
+        subject=subject, grade=Grade.OK, text=f"entry {head.count}, which it knows, is here"
+    )
 
 
 def _isolation() -> Finding:
@@ -296,7 +332,7 @@ def _kept(subject: str, specification: RunSpec, data_set: DataSet) -> Iterator[F
 
 
 async def _server(
-    membership: Membership, address: str, now: Callable[[], float]
+    membership: Membership, address: str, folder: Path, now: Callable[[], float]
 ) -> AsyncIterator[Finding]:
     version = importlib.metadata.version("tacit")
     request = fleet_pb2.JoinRequest(
@@ -308,6 +344,8 @@ async def _server(
         yield _wrong(f"server {address}", error)
         return
     yield Finding(subject=f"server {address}", grade=Grade.OK, text="it knows this node")
+    if joined.HasField("ledger"):
+        yield await asyncio.to_thread(_known_ledger, membership, folder, joined.ledger, address)
     same = joined.software_version == version
     yield Finding(
         subject="versions",

@@ -186,7 +186,7 @@ class Replies:
             created_at_s=now,
             claim=charged.claim,
         )
-        self._keep_head(charged.claim)
+        self._keep_head()
         entry = _entry(head, reply, stored, at_s=now)
         decision = _decision(head, "released", at_s=now, stored=stored)
         old = self._store.load_reply(head.message_id)
@@ -230,7 +230,8 @@ class Replies:
             RefusedError: the ledger has no place for it.
             UnavailableError: the disk is full.
         """
-        self._keep_head(self._charges.charge(release))
+        self._charges.charge(release)
+        self._keep_head()
         head = release.instruction
         outcome = "refused" if isinstance(error, RefusedError) else "failed"
         reason = f"{error.message}; the server was told {CONCEALED}, at the price of an update"
@@ -239,9 +240,9 @@ class Replies:
         )
         return self._store_failure(head, decision, CONCEALED, charged=True)
 
-    def _keep_head(self, claim: fleet_pb2.Claim | None) -> None:
-        if claim is not None:
-            self._store.keep_head(head_of(claim.ledger).head)
+    def _keep_head(self) -> None:
+        """Note how far the ledger has come, also after what it entered without a claim."""
+        self._store.keep_head(head_of(self._charges.head()).head)
 
     def _with_log(self, head: fleet_pb2.InstructionHead, reason: str) -> str:
         """Add to a reason, which stays here, where the app's log is; a simulated app has none."""

@@ -30,6 +30,7 @@ class Connection:
         state: ``connected``, ``connecting``, ``stopped``, or ``revoked``, which is stopped too.
         address: where the server is, or was last tried.
         problem: why it is not connected.
+        hint: what to do about it; empty if nothing.
         isolation: the means by which workers are confined here.
         config_sha256: of client.toml when the daemon read it; empty while none runs.
     """
@@ -37,6 +38,7 @@ class Connection:
     state: str
     address: str = ""
     problem: str = ""
+    hint: str = ""
     isolation: tuple[str, ...] = ()
     config_sha256: str = ""
 

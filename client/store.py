@@ -1,8 +1,8 @@
 """What the node remembers: runs and the owner's word, releases, the outbox, the decision log, keys.
 
 One SQLite file in the state directory, in WAL mode: what a method has returned from survives the
-death of the process. Verdicts and releases also survive the death of the machine (synchronous =
-FULL); a noise key does as soon as a release depends on it, since the log is flushed in order.
+death of the process. Verdicts, releases and noise keys also survive the death of the machine
+(synchronous = FULL).
 Deleted rows are overwritten (secure_delete), and wiping a noise key also empties the write-ahead
 log. A release is recorded in the same transaction as its outbox entry, so that an update is never
 counted twice and never sent uncounted.
@@ -295,8 +295,11 @@ class Store:
         return int(rows[0][0])
 
     def noise_key(self, message_id: str, attempt: int, *, fresh: Callable[[], bytes]) -> bytes:
-        """Return the key of one attempt: the one drawn before, or a fresh one, persisted first."""
-        with self._transaction(flushed=False) as connection:
+        """Return the key of one attempt: the one drawn before, or a fresh one, persisted first.
+
+        Flushed: the ledger will say that the attempt was charged, and only this key answers it.
+        """
+        with self._transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO noise_keys VALUES (?, ?, ?)", (message_id, attempt, fresh())
             )
@@ -305,6 +308,14 @@ class Store:
                 (message_id, attempt),
             ).fetchone()
         return bytes(row[0])
+
+    def has_noise_key(self, message_id: str, attempt: int) -> bool:
+        """Say whether the key of one attempt is here: drawn, and not wiped yet."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM noise_keys WHERE message_id = ? AND attempt = ?", message_id, attempt
+            )
+        )
 
     def keep_head(self, head: Head) -> None:
         """Note how far the ledger has come; an earlier head changes nothing.
@@ -321,6 +332,8 @@ class Store:
 
     def list_heads(self) -> list[Head]:
         """Return the furthest head of every ledger that this node has worked with."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'ledger_heads'"):
+            return []  # an older store that is only read
         rows = self._rows("SELECT * FROM ledger_heads")
         return [
             Head(ledger=row["ledger"], count=row["entries"], hash=row["sha256"]) for row in rows

@@ -30,7 +30,7 @@ class EventKind(enum.Enum):
     ``evaluation_finished``: round, cohort, metrics, seconds. ``checkpoint``: round.
     ``run_finished``: rounds, seconds. ``run_failed``: code, reason, hint.
     ``run_stopped``: reason, by.
-    ``node_joined``, ``node_left``: member, node_id.
+    ``node_joined``, ``node_left``: member, node_id. ``node_refused``: member, node_id, code.
     ``node_decided``: member, node_id, verdict, code. ``replayed``: round, messages.
     """
 
@@ -48,6 +48,7 @@ class EventKind(enum.Enum):
     RUN_STOPPED = "run_stopped"
     NODE_JOINED = "node_joined"
     NODE_LEFT = "node_left"
+    NODE_REFUSED = "node_refused"
     NODE_DECIDED = "node_decided"
     REPLAYED = "replayed"
 

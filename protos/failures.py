@@ -54,6 +54,17 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-FILE-UNKNOWN": ("the run has no such file", "`tacit run pull` lists what there is."),
     "E-INTERNAL": ("the server met a bug", "The server's log tells where."),
     "E-KEY-KNOWN": ("these keys are enrolled already", "Enrol from an empty state directory."),
+    "E-LEDGER-FORK": (
+        "the server has seen another history of this node's ledger",
+        (
+            "Two nodes work on copies of one state directory, or the ledger was replaced: stop "
+            "one for good, and keep the ledger that the server knows."
+        ),
+    ),
+    "E-LEDGER-ROLLBACK": (
+        "the server has seen more of this node's ledger than there is",
+        "An old copy was put back: put back the newest one. What left stays spent.",
+    ),
     "E-MEMBER-EXISTS": ("there is a member of that name", "Choose another name, or revoke it."),
     "E-MEMBER-REVOKED": ("this member has been revoked", _ASK_OPERATOR),
     "E-MEMBER-UNKNOWN": ("there is no member of that name", "See `tacit server members`."),

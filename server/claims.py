@@ -10,13 +10,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tacit.core.errors import ProtocolError
+from tacit.privacy.ledger_entries import Relation, Side, Unit
 
 if TYPE_CHECKING:
     from tacit.protos import fleet_pb2
 
-UNITS = frozenset(("record", "subject", "client"))
-RELATIONS = frozenset(("add/remove", "replace-one"))
-SIDES = frozenset(("train", "validation", "whole"))
+_UNITS = frozenset(unit.value for unit in Unit)
+_RELATIONS = frozenset(relation.value for relation in Relation)
+_SIDES = frozenset(side.value for side in Side)
 
 
 def verify_claim(claim: fleet_pb2.Claim) -> None:
@@ -25,7 +26,7 @@ def verify_claim(claim: fleet_pb2.Claim) -> None:
     Raises:
         ProtocolError: E-CLAIM-MALFORMED.
     """
-    known = claim.unit in UNITS and claim.relation in RELATIONS and claim.side in SIDES
+    known = claim.unit in _UNITS and claim.relation in _RELATIONS and claim.side in _SIDES
     if not known or not claim.epsilon >= 0 or not 0 <= claim.delta < 1:
         raise ProtocolError(
             "E-CLAIM-MALFORMED", "expected a claim of unit, relation, side, epsilon and delta"

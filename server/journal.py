@@ -137,6 +137,7 @@ class RunJournal:
         self._quorum = quorum
         self._calls: dict[int, WaitingCall] = {}
         self._nodes: dict[int, _Node] = {}
+        self._refused: dict[int, str] = {}
         self._exchange_store = ExchangeStore(surroundings.store, run_id)
         self._memory = _Memory(self._new_exchange())
         self._timer: asyncio.TimerHandle | None = None
@@ -216,6 +217,8 @@ class RunJournal:
         if known == _Node(approved, connected) or self._ended:
             return
         self._nodes[node_id] = _Node(approved, connected)
+        if connected:
+            self._refused.pop(node_id, None)
         effects = self.exchange.observe_node(
             node_id, approved=approved, connected=connected, now=self.around.clock()
         )
@@ -231,6 +234,13 @@ class RunJournal:
         self.apply(
             self.exchange.drop_node(node_id, code, now=self.around.clock()),
         )
+
+    def note_refused(self, node_id: int, code: str) -> None:
+        """Store once, until the node is connected again, that it was refused and why."""
+        if self._refused.get(node_id) != code:
+            self._refused[node_id] = code
+            fields = {"member": self.around.member(node_id), "node_id": node_id, "code": code}
+            self.note(EventKind.NODE_REFUSED, fields)
 
     def eligible(self) -> tuple[int, ...]:
         """Return the approved and connected nodes."""

@@ -8,6 +8,7 @@ running run is ``server/driver.py``. After a restart of the daemon, what was run
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -232,10 +233,8 @@ class Scheduler:
     async def wait_for_event(self, run_id: str, timeout_s: float) -> None:
         """Return when a run has a new event, or after the timeout."""
         feed = self._feeds.setdefault(run_id, _Feed())
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(feed.changed.wait(), timeout_s)
-        except TimeoutError:
-            return
 
     def notify(self, run_id: str) -> None:
         """Wake those who watch a run."""
@@ -310,6 +309,12 @@ class Scheduler:
                 del run.decisions[node_id]
                 run.journal.drop_node(node_id, code)
         self.consider()
+
+    def note_refused(self, node_id: int, code: str) -> None:
+        """Tell those who watch its runs that a node was refused when it joined."""
+        for run in self._active.values():
+            if node_id in run.decisions:
+                run.journal.note_refused(node_id, code)
 
     def decisions(self, run_id: str) -> dict[int, NodeVerdict]:
         """Return the decisions about a run, by node."""

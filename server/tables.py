@@ -128,13 +128,13 @@ checkpoints = Table(
     Column("at_s", Float, nullable=False),
 )
 
-# The furthest head of each node's privacy ledger; see server/ledger_heads.py.
+# The heads of each node's privacy ledger that were seen; see server/ledger_heads.py.
 ledger_heads = Table(
     "ledger_heads",
     METADATA,
     Column("node_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("entries", BigInteger, primary_key=True, autoincrement=False),
     Column("ledger_id", LargeBinary, nullable=False),
-    Column("entries", BigInteger, nullable=False),
     Column("sha256", LargeBinary, nullable=False),
     Column("public_key", LargeBinary, nullable=False),
     Column("signature", LargeBinary, nullable=False),

@@ -75,6 +75,7 @@ class FleetService:
         self._sessions = sessions
         self._scheduler = scheduler
         self._heads = ledger_heads
+        self._joined_with: dict[int, fleet_pb2.LedgerHead] = {}
         self._places = asyncio.Semaphore(config.limits.uploads_at_once)
 
     async def Join(  # noqa: N802
@@ -89,8 +90,9 @@ class FleetService:
             )
         node_id = caller().node_id
         self._membership.touch(node_id, request.software_version)
+        self._joined_with.pop(node_id, None)
         if request.HasField("ledger"):
-            self._heads.keep(node_id, request.ledger)
+            self._verify_ledger(node_id, request.ledger)
         return fleet_pb2.JoinReply(
             server_id=self._server_id,
             node_id=node_id,
@@ -107,6 +109,9 @@ class FleetService:
         who = caller()
         if request.server_id != self._server_id:
             raise ProtocolError("E-SERVER-RESTARTED", "expected a Join to this daemon first")
+        head = self._joined_with.pop(who.node_id, None)
+        if head is not None:
+            self._heads.keep(who.node_id, head)
         session = self._sessions.open(who.node_id)
         log.info("node connected", extra={"fields": {"member": who.name}})
         try:
@@ -202,6 +207,19 @@ class FleetService:
                     patience.reschedule(loop.time() + STALL_S)
         except TimeoutError as error:
             raise UnavailableError("E-UPLOAD-STALLED", "expected chunks to keep coming") from error
+
+    def _verify_ledger(self, node_id: int, head: fleet_pb2.LedgerHead) -> None:
+        """Check where a joining node's ledger ends; a refusal shows in the runs it takes part in.
+
+        Raises:
+            ProtocolError, TrustError: see :meth:`LedgerHeads.verify`.
+        """
+        try:
+            self._heads.verify(node_id, head)
+        except TacitError as error:
+            self._scheduler.note_refused(node_id, error.code)
+            raise
+        self._joined_with[node_id] = head
 
     def _note_left(self, node_id: int, name: str) -> None:
         log.info("node gone", extra={"fields": {"member": name}})

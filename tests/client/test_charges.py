@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,9 +104,46 @@ def test_an_answer_that_is_given_again_is_not_charged_again(tmp_path: Path) -> N
     node.answer(head, payload)
     again, _ = make_node(tmp_path, config_of(tmp_path))
     assert again.answer(head, payload) == first
-    again.store.forget_message(head.message_id)  # as if the answer had been lost in a crash
-    again.answer(head, payload)
+    lose_answers(tmp_path)
+    assert again.answer(head, payload).message_id == first.message_id
     assert len(account_of(tmp_path).charges) == 1
+
+
+def lose_answers(folder: Path) -> None:
+    """Undo what is stored after the charge, as a crash between the two would have."""
+    with sqlite3.connect(folder / "client.sqlite") as connection:
+        for table in ("outbox", "releases", "decisions", "ledger_heads"):
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names from above
+
+
+def test_one_charge_pays_for_one_noise(tmp_path: Path) -> None:
+    """A server that closes a message and asks again, same id, same attempt, gets nothing."""
+    spec = make_spec()
+    node, runner = make_node(tmp_path, config_of(tmp_path))
+    offer(node, spec)
+    head, payload = instruction(spec)
+    node.answer(head, payload)
+    node.close_message(head.message_id)
+    entry = node.answer(head, payload)
+    assert fleet_pb2.ReplyHead.FromString(entry.head).failure.reason == "E-RELEASE-REPEATED"
+    assert len(runner.calls) == 1
+    assert node.store.has_noise_key(head.message_id, head.attempt) is False
+
+
+def test_a_store_that_was_put_back_frees_no_second_noise(tmp_path: Path) -> None:
+    """Without client.sqlite's key, an attempt that the ledger has charged is not made again."""
+    spec = make_spec()
+    node, _ = make_node(tmp_path, config_of(tmp_path))
+    offer(node, spec)
+    head, payload = instruction(spec)
+    node.answer(head, payload)
+    for name in ("client.sqlite", "client.sqlite-wal", "client.sqlite-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    again, runner = make_node(tmp_path, config_of(tmp_path))
+    offer(again, spec)
+    entry = again.answer(head, payload)
+    assert fleet_pb2.ReplyHead.FromString(entry.head).failure.reason == "E-RELEASE-REPEATED"
+    assert runner.calls == []
 
 
 def test_another_attempt_is_another_charge(tmp_path: Path) -> None:
@@ -299,16 +337,30 @@ def test_a_ledger_that_was_put_back_is_found_at_the_start(tmp_path: Path) -> Non
         ledger.verify()
     backup(tmp_path / "ledger.sqlite", copy)
     node.answer(*instruction(spec, 2))
-    for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"):
-        (tmp_path / name).unlink(missing_ok=True)
-    shutil.copy(copy, tmp_path / "ledger.sqlite")
+    put_back(tmp_path)
     with pytest.raises(TrustError, match="E-LEDGER-ROLLBACK"):
         make_node(tmp_path, config_of(tmp_path))
 
 
-def backup(source: Path, target: Path) -> None:
-    import sqlite3  # noqa: PLC0415 - used here only
+def test_what_an_open_run_gave_away_is_not_forgotten(tmp_path: Path) -> None:
+    """Mode none claims nothing, and yet an older ledger, which does not know of it, is found."""
+    node, _ = make_node(tmp_path, config_of(tmp_path))
+    backup(tmp_path / "ledger.sqlite", tmp_path / "copy.sqlite")
+    spec = make_spec(privacy=open_mode())
+    offer(node, spec)
+    node.answer(*instruction(spec))
+    put_back(tmp_path)
+    with pytest.raises(TrustError, match=r"entry 2 .*E-LEDGER-ROLLBACK"):
+        make_node(tmp_path, config_of(tmp_path))
 
+
+def put_back(folder: Path) -> None:
+    for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.copy(folder / "copy.sqlite", folder / "ledger.sqlite")
+
+
+def backup(source: Path, target: Path) -> None:
     with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
         old.backup(new)
 

@@ -58,12 +58,14 @@ approve = "rule"
 """
 
 
-def eventually(what: str, attempt: Callable[[], T], *, timeout_s: float = PATIENCE_S) -> T:
+def eventually(
+    what: str, attempt: Callable[[], T], *, timeout_s: float = PATIENCE_S, tick_s: float = TICK_S
+) -> T:
     """Return the first true value of ``attempt``; fail when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := attempt()):
         assert time.monotonic() < deadline, f"expected {what} within {timeout_s:g} s"
-        time.sleep(TICK_S)
+        time.sleep(tick_s)
     return value
 
 

@@ -37,25 +37,40 @@ def quick_spec(**config: str) -> RunSpec:
     )
 
 
+PRIVACY = PrivacySpec(mode=PrivacyMode.CLIENT_LOCAL, clip=1.0, noise_multiplier=100.0, delta=1e-3)
+DATA_SET = """\
+[data_sets.default]
+path = "data.csv"
+records = 500
+budget = 100
+"""
+
+
+def private_spec(**config: str) -> RunSpec:
+    """Return a run of the quick app whose updates the node clips and noises: each is charged."""
+    results = {"train": ReplySpec(metrics={"num-examples": MetricSpec(range=(0.0, 10.0))})}
+    return replace(quick_spec(**config), name="private", privacy=PRIVACY, results=results)
+
+
 def with_clients(run: RunSpec, min_clients: int, **participation: Any) -> RunSpec:
     """Return the run with another participation."""
     people = replace(run.participation, min_clients=min_clients, **participation)
     return replace(run, participation=people)
 
 
-def initial_arrays() -> Arrays:
+def initial_arrays(rows: int = 31) -> Arrays:
     """Return the weights before round 1."""
     rng = np.random.default_rng(3)
     return {
-        "layer.weight": rng.normal(size=(31, 7)).astype(np.float32),
+        "layer.weight": rng.normal(size=(rows, 7)).astype(np.float32),
         "layer.bias": rng.normal(size=7).astype(np.float32),
     }
 
 
-def initial_file(folder: Path) -> Path:
+def initial_file(folder: Path, rows: int = 31) -> Path:
     """Write the first weights."""
     path = folder / "initial.safetensors"
-    save_arrays(path, initial_arrays())
+    save_arrays(path, initial_arrays(rows))
     return path
 
 

@@ -1,4 +1,4 @@
-"""The furthest head of each node's privacy ledger."""
+"""The heads of each node's privacy ledger that were seen."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def upgrade() -> None:
     op.create_table(
         "ledger_heads",
         sa.Column("node_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("entries", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("ledger_id", sa.LargeBinary(), nullable=False),
-        sa.Column("entries", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(), nullable=False),
         sa.Column("public_key", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
         sa.Column("at_s", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("node_id"),
+        sa.PrimaryKeyConstraint("node_id", "entries"),
     )
 
 

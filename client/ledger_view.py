@@ -1,0 +1,164 @@
+"""What an owner sees of their ledger without the daemon: where each data set stands, what is wrong.
+
+Reads the ledger and the heads that the node has noted in its own store; changes nothing. A ledger
+is held against these heads wherever it is looked at, since a rewritten or restored one is sound in
+itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.client.store import STORE_NAME, open_store
+from tacit.core.errors import TacitError, TrustError
+from tacit.privacy.ledger import LEDGER_NAME, Ledger
+from tacit.privacy.ledger_entries import Reserve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tacit.privacy.ledger_account import Account
+    from tacit.privacy.ledger_entries import Entry
+    from tacit.privacy.ledger_head import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSetStatus:
+    """Where one data set stands.
+
+    Attributes:
+        unit: of the bound: record or subject.
+        delta: one for life.
+        epsilon: spent over all runs; None once something left without noise.
+        budget, left: what may be spent, and what of it is not held yet.
+        entries: of the ledger that are about this data set.
+    """
+
+    data_set: str
+    unit: str
+    delta: float
+    epsilon: float | None
+    budget: float
+    left: float
+    entries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerStatus:
+    """Where a node's ledger stands.
+
+    Attributes:
+        entries: that can be read and hold.
+        head: hash of the last of them (hex); empty without any.
+        data_sets: those with an account.
+        problem: what is wrong, naming the entry; empty if nothing.
+        hint: what to do about it.
+    """
+
+    entries: int = 0
+    head: str = ""
+    data_sets: tuple[DataSetStatus, ...] = ()
+    problem: str = ""
+    hint: str = ""
+
+
+def read_ledger(folder: Path) -> LedgerStatus:
+    """Look at the ledger in a state directory, whether a daemon works with it or not."""
+    try:
+        heads = noted_heads(folder)
+        if not heads and not (folder / LEDGER_NAME).exists():
+            return LedgerStatus()  # the node has not been started yet
+        with open_to_read(folder) as ledger:
+            problem = find_problem(ledger, heads)
+            entries, accounts = ledger.entries(), ledger.accounts()
+    except TacitError as error:
+        return LedgerStatus(problem=f"{error.message} [{error.code}]", hint=error.hint)
+    return LedgerStatus(
+        entries=len(entries),
+        head=entries[-1].hash.hex() if entries else "",
+        data_sets=tuple(_status_of(account, entries) for account in accounts),
+        problem=f"{problem.message} [{problem.code}]" if problem else "",
+        hint=problem.hint if problem else "",
+    )
+
+
+def open_to_read(folder: Path) -> Ledger:
+    """Open the ledger of a state directory to look at; it signs nothing.
+
+    Raises:
+        UnavailableError: it is missing (``E-LEDGER-MISSING``) or cannot be opened.
+        TrustError: it is no ledger, or is gone although the node has charged it.
+    """
+    verify_ledger_there(folder, noted_heads(folder))
+
+    def refuse(_: bytes) -> bytes:
+        raise AssertionError("who looks does not sign")
+
+    return Ledger.open(folder / LEDGER_NAME, signer=refuse, clock=time.time, read_only=True)
+
+
+def noted_heads(folder: Path) -> list[Head]:
+    """Return the heads that the node has noted in its store, if it has one.
+
+    Raises:
+        UnavailableError: the store cannot be opened.
+    """
+    path = folder / STORE_NAME
+    if not path.exists():
+        return []
+    store = open_store(path, read_only=True)
+    try:
+        return store.list_heads()
+    finally:
+        store.close()
+
+
+def verify_ledger_there(folder: Path, heads: Sequence[Head]) -> None:
+    """Check that a ledger that the node has charged is still there.
+
+    Raises:
+        TrustError: ``E-LEDGER-ROLLBACK``, naming the entry that is missed.
+    """
+    if heads and not (folder / LEDGER_NAME).exists():
+        known = max(heads, key=lambda head: head.count)
+        raise TrustError(
+            "E-LEDGER-ROLLBACK",
+            f"expected a ledger with entry {known.count} at {folder / LEDGER_NAME}, got no file",
+            hint="Put it back: a node that has charged its ledger never begins another.",
+        )
+
+
+def find_problem(ledger: Ledger, heads: Sequence[Head]) -> TrustError | None:
+    """Walk the chain anew and hold it against the heads that were noted; None if all is well."""
+    problem = ledger.verify().problem
+    if problem is not None:
+        return problem
+    try:
+        for head in heads:
+            ledger.check_against(head)
+    except TrustError as error:
+        return error
+    return None
+
+
+def _status_of(account: Account, entries: Sequence[Entry]) -> DataSetStatus:
+    name, epsilon = account.terms.data_set, account.true_epsilon
+    return DataSetStatus(
+        data_set=name,
+        unit=account.terms.unit.value,
+        delta=account.delta,
+        epsilon=epsilon if math.isfinite(epsilon) else None,
+        budget=account.budget,
+        left=account.left,
+        entries=sum(_data_set(entry) == name for entry in entries),
+    )
+
+
+def _data_set(entry: Entry) -> str:
+    if isinstance(entry.body, Reserve):
+        return entry.body.charge.data_set
+    return str(getattr(entry.body, "data_set", ""))
