@@ -8,7 +8,7 @@ PROTOS := records enrolment fleet control pipe
 export FLWR_TELEMETRY_ENABLED := 0
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: setup demo test test-all lint types protos bench build ci clean
+.PHONY: setup demo test test-all lint types protos bench chaos build ci clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ protos: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.dp_step
+
+# 200 kills of an owner's daemon; the result stays in chaos.json.
+chaos: $(STAMP)
+	$(BIN)/python -m tests.end_to_end.chaos --kills 200 --out chaos.json
 
 build: $(STAMP)
 	$(BIN)/python -m build --no-isolation -q

@@ -138,7 +138,7 @@ def show(
         emit({"last round": shown}, json=False)
     if manifest is not None and manifest.get("claims"):
         typer.echo("\nClaims by the owners' own ledgers: what the run has cost so far")
-        typer.echo(table_text(_claims_table(manifest["claims"])))
+        typer.echo(table_text(claims_table(manifest["claims"])))
 
 
 @app.command()
@@ -287,7 +287,8 @@ def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest | {"rounds": rounds, "claims": claims}
 
 
-def _claims_table(claims: dict[str, dict[str, Any]]) -> Table:
+def claims_table(claims: dict[str, dict[str, Any]]) -> Table:
+    """Return what the owners' ledgers say that a run has cost, by member and side."""
     rows = [
         (
             member,

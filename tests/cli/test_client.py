@@ -11,7 +11,9 @@ import pytest
 from tacit.cli.main import run
 from tacit.client.approvals import Verdict
 from tacit.client.store import STORE_NAME, RunRecord, open_store
+from tacit.privacy.ledger import LEDGER_NAME
 from tests.client.fake_fleet import Domain
+from tests.privacy.ledgers import charge, opened, tampering
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +78,30 @@ def test_an_owner_sees_why_the_operator_stopped_a_run(
         "r-0000000a": "",
         "r-0000000b": "wrong \x1b[31mdata",
     }
+
+
+def test_an_owner_sees_what_each_data_set_has_spent(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Epsilon, budget, left, entries and head, with the daemon stopped; damage is named."""
+    Domain.create().member(home / "identity", 1)
+    with opened(home / LEDGER_NAME) as ledger:
+        for number in (1, 2):
+            ledger.reserve(charge(number))
+        epsilon, head = ledger.account("heart").epsilon, ledger.head().head
+    assert run(["client", "status", "--home", str(home), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["ledger"]
+    assert (shown["entries"], shown["head"], shown["problem"]) == (4, head.hash, "")
+    (heart,) = shown["data_sets"]
+    assert heart["epsilon"] == pytest.approx(epsilon)
+    assert (heart["budget"], heart["entries"]) == (8.0, 3)
+    assert heart["left"] == pytest.approx(8.0 - epsilon)
+    with tampering(home / LEDGER_NAME) as connection:
+        connection.execute("UPDATE entries SET hash = x'00' WHERE sequence = 3")
+    assert run(["client", "status", "--home", str(home)]) == 0
+    text = capsys.readouterr().out
+    assert "WRONG: expected an unbroken ledger, got damage at entry 3" in text
+    assert "put back the newest undamaged copy" in text
 
 
 def test_an_ambiguous_beginning_names_no_run(

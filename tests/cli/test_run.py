@@ -12,7 +12,7 @@ import pytest
 
 from tacit.cli.main import run
 from tacit.cli.progress import RoundProgress, line_of
-from tacit.cli.run import with_names
+from tacit.cli.run import claims_table, with_names
 from tacit.core.artifacts import RunFolder, load_arrays
 from tacit.core.events import Event, EventKind
 from tacit.core.state import open_state
@@ -210,6 +210,25 @@ def test_rounds_name_their_members() -> None:
     assert named["members"] == ["ada", "va", "9"]
     assert named["failed"] == {"va": "E-APP-RAISED"}
     assert manifest["rounds"] == [entry]
+
+
+def test_claims_name_their_members_and_their_entry() -> None:
+    """What an owner's ledger says stands beside the owner's name; an unbounded epsilon is said."""
+    claim = {
+        "unit": "record",
+        "relation": "add/remove",
+        "epsilon": 0.5,
+        "delta": 1e-5,
+        "ledger": {"entries": 12},
+    }
+    sides = {"train": claim, "validation": claim | {"epsilon": None}}
+    manifest = {"members": {"7": "ada"}, "rounds": [], "claims": {"7": sides}}
+    named = with_names(manifest)
+    assert named["claims"] == {"ada": sides}
+    assert claims_table(named["claims"]).rows == [
+        ("ada", "train", "record", "add/remove", "0.5", "1e-05", 12),
+        ("ada", "validation", "record", "add/remove", "none holds", "1e-05", 12),
+    ]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tacit.client.dispatch import Dispatcher
 from tacit.client.link import Link
 from tacit.core.errors import TrustError
 from tacit.protos import fleet_pb2
+from tacit.protos.channel import abort_with
 from tests.client.fake_fleet import Domain, FakeFleet, eventually
 from tests.client.fakes import (
     MODEL,
@@ -314,5 +315,31 @@ def test_hostile_tasks_are_dropped(tmp_path: Path) -> None:
                 fleet.offer()
                 await fleet.until(lambda: fleet.decisions)
                 assert fleet.fetches == []
+
+    asyncio.run(scenario())
+
+
+class ForkedFleet(FakeFleet):
+    """A server that has seen another history of this node's ledger, as it says of each reply."""
+
+    async def Submit(self, frames: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
+        async for _ in frames:
+            pass
+        await abort_with(context, TrustError("E-LEDGER-FORK", "seen otherwise"))
+
+
+def test_a_refused_claim_ends_the_link(tmp_path: Path) -> None:
+    """A node whose ledger the server contradicts does not stay connected to release more."""
+
+    async def scenario() -> None:
+        fleet = ForkedFleet(make_spec())
+        async with Domain.create() as domain:
+            _server, port = await domain.serve(fleet)
+            async with playing(tmp_path, domain, port) as scene:
+                fleet.offer()
+                head = fleet.add()
+                fleet.ready(head)
+                assert await scene.until_broken() == "E-LEDGER-FORK"
+                assert scene.dispatcher.link is None
 
     asyncio.run(scenario())

@@ -69,6 +69,7 @@ class Chaos:
         self._home = played.root / OWNER
         self._initial = initial_file(played.root, ROWS)
         self.auditor = Auditor(played, OWNER)
+        self._other = Auditor(played, OTHER)
         self.kills: list[Kill] = []
         self.runs: dict[str, int] = {}
         self.points = {
@@ -144,6 +145,7 @@ class Chaos:
     def _uploading(self, number: int) -> None:
         """The server has a part of the answer: each side sleeps while the other one works."""
         (message,) = self.auditor.open_messages()
+        eventually("the other's answer", lambda: not self._other.open_messages())
         with self._server_asleep():
             self._open_gate(number)
             eventually("bytes on the way", lambda: waiting_bytes(self._played.ports[0]) > LEAST)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ENTRIES = 5  # begin, the account, three rounds
 ROUNDS = 3
 
 
@@ -126,9 +125,10 @@ def test_a_restored_copy_of_the_ledger(played: Federation, home: Path) -> None:
 
 def test_a_ledger_that_is_gone(played: Federation, home: Path) -> None:
     """A node that has charged its ledger never begins another."""
+    entries = entries_of(home)
     for path in home.glob("ledger.sqlite*"):
         path.unlink()
-    assert_refused(played, "E-LEDGER-ROLLBACK", f"entry {ENTRIES}")
+    assert_refused(played, "E-LEDGER-ROLLBACK", f"entry {entries}")
     assert not (home / "ledger.sqlite").exists()
 
 

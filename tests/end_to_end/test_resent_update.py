@@ -1,4 +1,4 @@
-"""Under differential privacy a stored update is sent again, never made again."""
+"""Under differential privacy a stored update is sent again, never made again, and charged once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tacit.client.ledger_view import open_to_read
 from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.specification import EvaluationSpec
 from tacit.learning.models import initial_arrays
+from tacit.privacy.plan import privacy_plan
 from tacit.simulation.demo import HOSPITALS, demo_specification
 from tacit.simulation.owners import heart_folder
 from tests.end_to_end.federation import Federation, eventually, federation
@@ -68,6 +70,17 @@ def start_and_stop_before_sending(played: Federation, run: RunSpec, initial: Pat
     return run_id
 
 
+def kill_in_the_next_round(played: Federation, message_id: str) -> None:
+    """Kill va once it works on a later message, and start it again."""
+    eventually(
+        "a key for the next round",
+        lambda: any(key[0] != message_id for key in noise_keys(played.root / "va")),
+        tick_s=0.001,
+    )
+    played.daemons["va"].kill()
+    played.start_client("va")
+
+
 def worker_of(played: Federation) -> list[int]:
     found = played.processes("tacit.client.worker")
     return [pid for pid, line in found.items() if f"{played.root}/va/scratch" in line]
@@ -76,7 +89,10 @@ def worker_of(played: Federation) -> list[int]:
 def test_a_noised_update_is_sent_again_and_not_drawn_again(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """After kill -9 the very bytes that were stored are aggregated, and released once."""
+    """After kill -9 the very bytes that were stored are aggregated, released and charged once.
+
+    The owner who was killed twice has spent what an uninterrupted run costs.
+    """
     with federation(tmp_path_factory.mktemp("resent")) as played:
         for name in OWNERS:
             played.join(name, data=data_set(name))
@@ -91,6 +107,7 @@ def test_a_noised_update_is_sent_again_and_not_drawn_again(
         played.daemons["va"].kill()
         played.daemons["server"].send(signal.SIGCONT)
         played.start_client("va")
+        kill_in_the_next_round(played, message_id)
 
         played.finish(run_id)
         first = load_arrays(played.pull(run_id).round(1))
@@ -102,6 +119,18 @@ def test_a_noised_update_is_sent_again_and_not_drawn_again(
         assert released.payload_sha256 == hashlib.sha256(stored).digest()
         assert [key[0] for key in before] == [message_id]
         assert noise_keys(played.root / "va") == []  # wiped when their rounds were committed
+        plan = privacy_plan(run, records=HOSPITALS["va"])
+        assert spent(played, "va") == (ROUNDS, pytest.approx(plan.epsilon, rel=1e-9))
+        assert spent(played, "switzerland")[0] == ROUNDS
+        claims = played.tacit("run", "show", run_id, "--json").json["manifest"]["claims"]
+        assert claims["va"]["train"]["epsilon"] == pytest.approx(plan.epsilon, rel=1e-9)
+
+
+def spent(played: Federation, name: str) -> tuple[int, float]:
+    """Return how many reserves an owner's ledger holds, and what they cost together."""
+    with open_to_read(played.root / name) as ledger:
+        account = ledger.account("heart")
+    return len(account.charges), account.epsilon
 
 
 def assert_mean(weights: dict[str, np.ndarray], updates: list[bytes]) -> None:
