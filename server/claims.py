@@ -10,7 +10,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tacit.core.errors import ProtocolError
-from tacit.privacy.ledger_entries import Relation, Side, Unit
+from tacit.core.specification import Relation
+from tacit.privacy.ledger_entries import Side, Unit
 
 if TYPE_CHECKING:
     from tacit.protos import fleet_pb2

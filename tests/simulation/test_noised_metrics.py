@@ -47,7 +47,7 @@ def evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def held_out(spec: RunSpec) -> list[Examples]:
-    owners = owners_in(heart_folder(), clients=4, scratch=Path("unused"), seed=0)
+    owners = owners_in(heart_folder(), spec, clients=4, scratch=Path("unused"))
     return [owner_sets(spec, owner).validation for owner in owners]
 
 
