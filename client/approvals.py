@@ -71,12 +71,14 @@ class Offer:
             in mode none.
         isolated: whether a worker can be confined on this machine.
         unaffordable: why the ledger has no place for the run; None if it has.
+        unreadable: why a confined worker could not read the run's code; None if it could.
     """
 
     specification: RunSpec
     epsilon: float | None
     isolated: bool
     unaffordable: RefusedError | None = None
+    unreadable: RefusedError | None = None
 
 
 def app_of(specification: RunSpec) -> str:
@@ -302,6 +304,12 @@ def _worker_is_confined(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def _code_is_readable(offer: Offer, config: ClientConfig) -> None:
+    del config
+    if offer.isolated and offer.unreadable is not None:
+        raise offer.unreadable
+
+
 RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mode_is_accepted,
     _mechanism_is_built,
@@ -315,6 +323,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _cohort_is_large,
     _app_is_allowed,
     _worker_is_confined,
+    _code_is_readable,
 )
 
 
