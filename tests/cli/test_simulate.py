@@ -214,3 +214,21 @@ def test_what_an_app_prints_never_lands_in_the_result(tmp_path: Path, workers: s
     assert json.loads(done.stdout)["rounds"] == 1
     for line in ("imported", "trains", "past Python", "from a child"):
         assert f"loud: {line}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_table_says_why(tmp_path: Path) -> None:
+    """An app of one's own has nothing built in to be compared with: one line, not silence."""
+    (tmp_path / "loud_app.py").write_text(LOUD_APP)
+    (tmp_path / "run.toml").write_text(LOUD_RUN)
+    save_arrays(tmp_path / "initial.safetensors", {"w": np.ones(3, dtype=np.float32)})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("tacit"), "simulate", "run.toml", "--clients", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "No table: the run trains with an app of its own" in done.stderr
+    assert "Run folder:" in done.stdout
