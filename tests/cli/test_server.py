@@ -103,6 +103,18 @@ def test_verbs_of_a_stopped_server_work_on_its_database(
     assert homes.exists()
 
 
+@pytest.mark.parametrize("hours", ["0.01", "2161", "-1", "nan"])
+def test_a_tokens_time_out_of_range_is_refused_with_the_range(
+    homes: Path, capsys: pytest.CaptureFixture[str], hours: str
+) -> None:
+    """Checked before anybody is called: even where no server is, the range is what is said."""
+    assert run(["server", "invite", "clinic", "--ttl-hours", hours]) == 2
+    said = capsys.readouterr().err
+    assert "E-INVITATION-TTL" in said
+    assert "60 s to 90 days" in said
+    assert not (homes / "s").exists()
+
+
 @pytest.mark.parametrize("verb", ["drain", "stop"])
 def test_verbs_that_need_the_daemon_say_so(
     homes: Path, capsys: pytest.CaptureFixture[str], verb: str
