@@ -19,7 +19,7 @@ import typer
 from tacit.cli.output import Table, emit
 from tacit.core.errors import UnavailableError, UsageError
 from tacit.core.identity import Authority, Role, check_member_name, encode_token
-from tacit.core.state import default_home, open_state
+from tacit.core.state import default_home, home_option, open_state
 from tacit.protos import control_pb2
 from tacit.protos.channel import error_from_rpc, local_channel
 from tacit.protos.control_pb2_grpc import ControlStub
@@ -89,7 +89,8 @@ def init(
     }
     emit(value, json=json)
     if not json:
-        typer.echo("Next: tacit server start, then tacit server invite NAME --role client")
+        at = home_option("server", home)
+        typer.echo(f"Next: tacit server start{at}, then tacit server invite NAME --role client{at}")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from tacit.core.configuration import from_plain
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UsageError
 from tacit.core.files import make_private_folder
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
+from tacit.core.state import home_option
 from tacit.protos import pipe_pb2
 from tacit.protos.manifest import items_of
 
@@ -123,9 +124,8 @@ class Runs:
         judgement = judge(offer, self._config)
         reason = judgement.reason
         if judgement.verdict is Verdict.PENDING:
-            reason += (
-                f". Read it: tacit client status {run_id}; then: tacit client approve {run_id}"
-            )
+            what = f"{run_id}{home_option('client', self._around.folder)}"
+            reason += f". Read it: tacit client status {what}; then: tacit client approve {what}"
         judged = dataclasses.replace(
             run,
             verdict=judgement.verdict,

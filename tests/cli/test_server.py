@@ -74,6 +74,19 @@ def test_init_makes_a_federation_once(homes: Path, capsys: pytest.CaptureFixture
     assert (homes / "s" / "server.toml").read_text() == before
 
 
+def test_what_comes_next_names_the_home_that_was_given(
+    homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that is copied reaches the same directory; the usual place needs no option."""
+    assert init() == 0
+    assert "Next: tacit server start, then" in capsys.readouterr().out
+    other = homes / "my server"
+    assert init("--home", str(other), "--profile", "other") == 0
+    said = capsys.readouterr().out
+    assert f"tacit server start --home '{other}'" in said
+    assert f"--role client --home '{other}'" in said
+
+
 def test_init_refuses_names_that_no_certificate_can_carry(
     homes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
