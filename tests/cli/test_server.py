@@ -87,6 +87,18 @@ def test_what_comes_next_names_the_home_that_was_given(
     assert f"--role client --home '{other}'" in said
 
 
+def test_a_taken_profile_is_named_with_the_way_out(
+    homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second federation is told where the first one's profile is, and what to do."""
+    assert init() == 0
+    assert init("--home", str(homes / "second")) == 2
+    said = capsys.readouterr().err
+    assert "E-PROFILE-EXISTS" in said
+    assert str(homes / "o" / "profiles" / "default") in said
+    assert "tacit server init ... --profile NAME" in said
+
+
 def test_init_refuses_names_that_no_certificate_can_carry(
     homes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
