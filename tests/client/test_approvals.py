@@ -157,6 +157,23 @@ def test_rules_narrow_what_needs_no_person() -> None:
     assert judged({}, {"approve": Approval.ASK}) == "E-APPROVAL-PENDING"
 
 
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ({"privacy": open_mode()}, "policy.modes of client.toml allows record-local, the run asks"),
+        ({"evaluation": EvaluationSpec(every=1, epsilon=3.5)}, "policy.max_epsilon_per_run"),
+        ({"privacy": private(delta=0.01)}, "data_sets.default.records"),
+        ({"participation": ParticipationSpec(rounds=1, min_clients=1)}, "policy.min_clients"),
+    ],
+)
+def test_denial_names_the_key_of_client_toml(spec: dict[str, Any], key: str) -> None:
+    """Whoever reads a refusal knows which line of which file it comes from."""
+    asked = Offer(specification=make_spec(**spec), epsilon=1.0, isolated=True)
+    reason = judge(asked, make_config(HERE)).reason
+    assert key in reason
+    assert "client.toml" in reason
+
+
 def test_denial_says_what_to_do() -> None:
     """Each denial has a sentence for the owner."""
     offer = Offer(specification=make_spec(**foreign()), epsilon=None, isolated=True)
