@@ -89,6 +89,29 @@ def test_a_trial_that_cannot_begin_leaves_no_folder(tmp_path: Path, options: lis
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--data FOLDER"),
+        (["--clients", "1", "--data", "data/d.csv"], "participation.min_clients"),
+    ],
+)
+def test_a_trial_that_cannot_begin_names_what_to_give(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    """No data beside run.toml, or too few clients: the option or the key stands in the hint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data").mkdir()
+    write_data(tmp_path / "data" / "d.csv")
+    assert run(["simulate", "run.toml", *options]) != 0
+    assert words in capsys.readouterr().err
+
+
 def test_a_trial_never_touches_a_folder_with_something_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
