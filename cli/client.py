@@ -105,7 +105,8 @@ async def _check(state: StateDirectory, run: Path | None, *, quiet: bool) -> lis
     async for finding in check_client(state, run=run):
         findings.append(finding)
         if not quiet:
-            typer.echo(f"{finding.grade.value:<8} {finding.subject}: {finding.text}")
+            text = finding.text.replace("\n", "\n           ")
+            typer.echo(f"{finding.grade.value:<8} {finding.subject}: {text}")
             if finding.hint:
                 typer.echo(f"         {finding.hint}")
     return findings

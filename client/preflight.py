@@ -66,7 +66,7 @@ class Finding:
     Attributes:
         subject: what was looked at.
         grade: how it is.
-        text: what was found.
+        text: what was found; several problems have a line each.
         hint: what to do; empty if nothing.
     """
 
@@ -354,5 +354,5 @@ async def _server(
 
 def _wrong(subject: str, error: TacitError) -> Finding:
     problems = getattr(error, "problems", ())
-    text = "; ".join((f"{error.message} [{error.code}]", *problems))
+    text = "\n".join((f"{error.message} [{error.code}]", *problems))
     return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=error.hint)
