@@ -31,7 +31,7 @@ from tacit.core.files import write_atomic
 from tacit.core.identity import Role, parse_token
 from tacit.core.logs import Form, configure_logging
 from tacit.core.membership import Membership
-from tacit.core.state import StateDirectory, default_home, open_state
+from tacit.core.state import StateDirectory, default_home, home_option, open_state
 from tacit.protos.enrolment_client import enrol
 
 app = typer.Typer(add_completion=False)
@@ -79,7 +79,8 @@ def join(
     }
     emit(value, json=json)
     if not json:
-        typer.echo(f"Next: edit {config}, then tacit client check, then tacit client start")
+        at = home_option("client", home)
+        typer.echo(f"Next: edit {config}, then tacit client check{at}, then tacit client start{at}")
 
 
 @app.command()
@@ -105,7 +106,8 @@ async def _check(state: StateDirectory, run: Path | None, *, quiet: bool) -> lis
     async for finding in check_client(state, run=run):
         findings.append(finding)
         if not quiet:
-            typer.echo(f"{finding.grade.value:<8} {finding.subject}: {finding.text}")
+            text = finding.text.replace("\n", "\n           ")
+            typer.echo(f"{finding.grade.value:<8} {finding.subject}: {text}")
             if finding.hint:
                 typer.echo(f"         {finding.hint}")
     return findings

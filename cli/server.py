@@ -19,11 +19,16 @@ import typer
 from tacit.cli.output import Table, emit
 from tacit.core.errors import UnavailableError, UsageError
 from tacit.core.identity import Authority, Role, check_member_name, encode_token
-from tacit.core.state import default_home, open_state
+from tacit.core.state import default_home, home_option, open_state
 from tacit.protos import control_pb2
 from tacit.protos.channel import error_from_rpc, local_channel
 from tacit.protos.control_pb2_grpc import ControlStub
-from tacit.server.authority import MemberRecord, Membership, list_members
+from tacit.server.authority import (
+    MemberRecord,
+    Membership,
+    list_members,
+    verify_invitation_ttl,
+)
 from tacit.server.catalogue import RunStatus, list_runs
 from tacit.server.daemon import (
     AUTHORITY_FOLDER,
@@ -84,7 +89,8 @@ def init(
     }
     emit(value, json=json)
     if not json:
-        typer.echo("Next: tacit server start, then tacit server invite NAME --role client")
+        at = home_option("server", home)
+        typer.echo(f"Next: tacit server start{at}, then tacit server invite NAME --role client{at}")
 
 
 @app.command()
@@ -125,7 +131,11 @@ def invite(
     name: Annotated[str, typer.Argument(help="What the member will be called.")],
     role: RoleName = Role.CLIENT,
     ttl_hours: Annotated[
-        float, typer.Option(help="How long the token holds (0: as server.toml says).")
+        float,
+        typer.Option(
+            help="How long the token holds: 0.0167 (a minute) to 2160 (90 days); "
+            "0: as server.toml says."
+        ),
     ] = 0.0,
     home: Home = None,
     *,
@@ -133,6 +143,8 @@ def invite(
 ) -> None:
     """Make a one-time token for a new member; hand it over on a channel that you both trust."""
     check_member_name(name)
+    if ttl_hours:  # here, since a running server answers with no more than a code
+        verify_invitation_ttl(ttl_hours * 3600)
     state = open_state(_home(home), create=False)
     control = _running(state)
     if control is not None:

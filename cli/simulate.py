@@ -59,7 +59,8 @@ def command(
 
     The owners' nodes, the server's loop and the strategy are the real ones; there is no network
     and no isolation. Ends with a table of the federated model, each owner alone, all data pooled
-    and a trivial guess, since here all data are in one place.
+    and a trivial guess, since here all data are in one place. A run without [training], as with an
+    app of one's own, has no built-in training to compare with, and ends without the table.
     """
     configure_logging("simulate", level="WARNING")
     with foreign_output_aside():
@@ -163,7 +164,16 @@ def _report(
         return
     if comparison is not None:
         show_comparison(specification, comparison)
+    else:
+        typer.echo(f"No table: {_why_no_table(specification)}", err=True)
     print(f"Run folder: {result['folder']}")  # noqa: T201 - the verb's result
+
+
+def _why_no_table(specification: RunSpec) -> str:
+    if specification.training is None:
+        own = "trains with an app of its own" if specification.app else "declares no [training]"
+        return f"the run {own}: there is no built-in training to compare it with"
+    return "training.validation_fraction = 0 holds out no records to compare models on"
 
 
 def plotted(path: Path, specification: RunSpec, comparison: Comparison) -> Path | None:

@@ -71,12 +71,14 @@ class Offer:
             in mode none.
         isolated: whether a worker can be confined on this machine.
         unaffordable: why the ledger has no place for the run; None if it has.
+        unreadable: why a confined worker could not read the run's code; None if it could.
     """
 
     specification: RunSpec
     epsilon: float | None
     isolated: bool
     unaffordable: RefusedError | None = None
+    unreadable: RefusedError | None = None
 
 
 def app_of(specification: RunSpec) -> str:
@@ -140,8 +142,11 @@ def subject_is_declared(offer: Offer, config: ClientConfig) -> None:
 def _mode_is_accepted(offer: Offer, config: ClientConfig) -> None:
     mode = offer.specification.privacy.mode
     if mode not in config.policy.modes:
-        accepted = ", ".join(each.value for each in config.policy.modes)
-        raise RefusedError("E-POLICY-MODE", f"expected one of {accepted}, got {mode.value}")
+        accepted = ", ".join(each.value for each in config.policy.modes) or "no mode"
+        raise RefusedError(
+            "E-POLICY-MODE",
+            f"policy.modes of client.toml allows {accepted}, the run asks for mode {mode.value}",
+        )
 
 
 def _mechanism_is_built(offer: Offer, config: ClientConfig) -> None:
@@ -184,14 +189,17 @@ def _epsilon_has_room(offer: Offer, config: ClientConfig) -> None:
     if offer.specification.privacy.mode is PrivacyMode.NONE:
         return
     limit = config.policy.max_epsilon_per_run
+    allowed = (
+        f"policy.max_epsilon_per_run of client.toml allows at most {limit:g}, the run asks for"
+    )
     if offer.epsilon is None or not offer.epsilon <= limit:
-        asked = "an unknown epsilon" if offer.epsilon is None else f"{offer.epsilon:.4g}"
-        raise RefusedError("E-POLICY-EPSILON", f"expected epsilon of at most {limit}, got {asked}")
+        asked = "an unknown epsilon" if offer.epsilon is None else f"epsilon {offer.epsilon:.4g}"
+        raise RefusedError("E-POLICY-EPSILON", f"{allowed} {asked}")
     evaluation = offer.specification.evaluation.epsilon
     if evaluation > limit:  # of other records: nothing to add
         raise RefusedError(
             "E-POLICY-EPSILON",
-            f"expected evaluation.epsilon of at most {limit}, got {evaluation:.4g}",
+            f"{allowed} evaluation.epsilon {evaluation:.4g}",
         )
 
 
@@ -209,7 +217,9 @@ def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
     if privacy.delta * data_set.records >= 1:
         raise RefusedError(
             "E-POLICY-DELTA",
-            f"expected delta below 1 / {data_set.records} records, got {privacy.delta:g}",
+            f"expected delta below 1 / {data_set.records} (data_sets."
+            f"{offer.specification.data_set}.records of client.toml), the run asks for delta "
+            f"{privacy.delta:g}",
         )
 
 
@@ -267,7 +277,9 @@ def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
     promised, floor = offer.specification.participation.min_clients, config.policy.min_clients
     if promised < floor:
         raise RefusedError(
-            "E-POLICY-COHORT", f"expected min_clients of at least {floor}, got {promised}"
+            "E-POLICY-COHORT",
+            f"policy.min_clients of client.toml asks for at least {floor} clients, the run for "
+            f"participation.min_clients = {promised}",
         )
 
 
@@ -302,6 +314,12 @@ def _worker_is_confined(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def _code_is_readable(offer: Offer, config: ClientConfig) -> None:
+    del config
+    if offer.isolated and offer.unreadable is not None:
+        raise offer.unreadable
+
+
 RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mode_is_accepted,
     _mechanism_is_built,
@@ -315,6 +333,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _cohort_is_large,
     _app_is_allowed,
     _worker_is_confined,
+    _code_is_readable,
 )
 
 

@@ -148,6 +148,11 @@ def package_paths() -> tuple[Path, ...]:
     return tuple(root / name for name in _TACIT_PACKAGES if (root / name).is_dir())
 
 
+def readable_places() -> tuple[Path, ...]:
+    """Return what every confined worker may read: the system's libraries, Python and packages."""
+    return (*map(Path, _SYSTEM_READABLE), *python_paths(), *package_paths())
+
+
 def _isolation(done: list[str], missing: list[str]) -> Isolation:
     required = ("Landlock file rules", "seccomp filter")
     available = all(any(name.startswith(each) for name in done) for each in required)
@@ -168,9 +173,8 @@ def _limit(confinement: Confinement) -> None:
 
 
 def _restrict_files(confinement: Confinement) -> str:
-    readable = (*map(Path, _SYSTEM_READABLE), *python_paths(), *package_paths())
     abi = kernel.restrict_files(
-        readable=(*readable, *confinement.readable),
+        readable=(*readable_places(), *confinement.readable),
         writable=(*confinement.writable, Path("/dev/null")),
     )
     return f"ABI {abi}"

@@ -33,6 +33,7 @@ from tacit.client.isolation import probe
 from tacit.client.ledger_view import open_to_read, read_ledger
 from tacit.client.link import probe_server
 from tacit.client.local import ask_daemon
+from tacit.client.placement import verify_readable
 from tacit.client.preparation import Preparation, PrepareJob, Report, Survey
 from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from tacit.client.configuration import ClientConfig
+    from tacit.client.isolation import Isolation
     from tacit.core.state import StateDirectory
 
 _EXPIRES_SOON = dt.timedelta(days=14)
@@ -68,7 +70,7 @@ class Finding:
     Attributes:
         subject: what was looked at.
         grade: how it is.
-        text: what was found.
+        text: what was found; several problems have a line each.
         hint: what to do; empty if nothing.
     """
 
@@ -102,10 +104,11 @@ async def check_client(
     running = await asyncio.to_thread(_running, state)
     if running is not None:
         yield running
-    yield _isolation()
+    isolation = probe()
+    yield _isolation(isolation)
     yield await asyncio.to_thread(_ledger, state.path)
     if config is not None:
-        for finding in (*_modes(config), *_data_sets(config, run)):
+        for finding in _configured(config, run, confined=isolation.available):
             yield finding
     if enrolled.grade is not Grade.WRONG:
         for address in membership.addresses:
@@ -188,8 +191,7 @@ def _known_ledger(
     )
 
 
-def _isolation() -> Finding:
-    isolation = probe()
+def _isolation(isolation: Isolation) -> Finding:
     if isolation.available:
         grade = Grade.OK if not isolation.missing else Grade.WARNING
         text = ", ".join(isolation.what)
@@ -208,6 +210,13 @@ def _isolation() -> Finding:
     )
 
 
+def _configured(config: ClientConfig, run: Path | None, *, confined: bool) -> Iterator[Finding]:
+    yield from _modes(config)
+    yield from _data_sets(config)
+    if run is not None:
+        yield from _run(config, run, confined=confined)
+
+
 def _modes(config: ClientConfig) -> Iterator[Finding]:
     missing = [mode.value for mode in config.policy.modes if mode not in BUILT_MODES]
     if missing:
@@ -219,7 +228,7 @@ def _modes(config: ClientConfig) -> Iterator[Finding]:
         )
 
 
-def _data_sets(config: ClientConfig, run: Path | None) -> Iterator[Finding]:
+def _data_sets(config: ClientConfig) -> Iterator[Finding]:
     if not config.data_sets:
         yield Finding(
             subject="data sets",
@@ -229,8 +238,6 @@ def _data_sets(config: ClientConfig, run: Path | None) -> Iterator[Finding]:
         )
     for name, data_set in config.data_sets.items():
         yield from _data_set(name, data_set)
-    if run is not None:
-        yield from _contract(config, run)
 
 
 def _data_set(name: str, data_set: DataSet) -> Iterator[Finding]:
@@ -291,14 +298,34 @@ def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding
     return Finding(subject=subject, grade=Grade.OK, text=text)
 
 
-def _contract(config: ClientConfig, run: Path) -> Iterator[Finding]:
-    """Prepare the run's data set in a folder that is thrown away."""
+def _run(config: ClientConfig, run: Path, *, confined: bool) -> Iterator[Finding]:
+    """Look at what a run needs of this machine: its code, and records that keep its contract."""
     subject = f"contract of {run.name}"
     try:
         specification = load_config(run, RunSpec).value
     except TacitError as error:
         yield _wrong(subject, error)
         return
+    if confined:
+        yield from _code(f"code of {run.name}", specification, config)
+    yield from _contract(subject, specification, config)
+
+
+def _code(subject: str, specification: RunSpec, config: ClientConfig) -> Iterator[Finding]:
+    """Say whether a confined worker can read an app or a factory that is not Tacit's own."""
+    model = specification.model
+    if specification.app is None and (model is None or model.factory is None):
+        return
+    try:
+        verify_readable(specification, config)
+    except TacitError as error:
+        yield _wrong(subject, error)
+    else:
+        yield Finding(subject=subject, grade=Grade.OK, text="a confined worker can read it")
+
+
+def _contract(subject: str, specification: RunSpec, config: ClientConfig) -> Iterator[Finding]:
+    """Prepare the run's data set in a folder that is thrown away."""
     data_set = config.data_sets.get(specification.data_set)
     if specification.data is None:
         yield Finding(subject=subject, grade=Grade.OK, text="the run declares none")
@@ -365,5 +392,5 @@ async def _server(
 
 def _wrong(subject: str, error: TacitError) -> Finding:
     problems = getattr(error, "problems", ())
-    text = "; ".join((f"{error.message} [{error.code}]", *problems))
+    text = "\n".join((f"{error.message} [{error.code}]", *problems))
     return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=error.hint)

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
+from tacit.client.placement import verify_readable
 from tacit.client.preparation import PREPARED_NAME, PrepareJob, Report
 from tacit.client.runner import AppRunner, AppSetup
 from tacit.client.store import Decision, RunRecord, Store
 from tacit.core.configuration import from_plain
-from tacit.core.errors import ProtocolError, TacitError, UsageError
+from tacit.core.errors import ProtocolError, RefusedError, TacitError, UsageError
 from tacit.core.files import make_private_folder
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
+from tacit.core.state import home_option
 from tacit.protos import pipe_pb2
 from tacit.protos.manifest import items_of
 
@@ -117,13 +119,13 @@ class Runs:
             epsilon=epsilon,
             isolated=self._around.isolated,
             unaffordable=self._charges.refusal(parsed, run_id),
+            unreadable=_unreadable(parsed, self._config),
         )
         judgement = judge(offer, self._config)
         reason = judgement.reason
         if judgement.verdict is Verdict.PENDING:
-            reason += (
-                f". Read it: tacit client status {run_id}; then: tacit client approve {run_id}"
-            )
+            what = f"{run_id}{home_option('client', self._around.folder)}"
+            reason += f". Read it: tacit client status {what}; then: tacit client approve {what}"
         judged = dataclasses.replace(
             run,
             verdict=judgement.verdict,
@@ -292,6 +294,14 @@ class Runs:
     def scratch(self, run_id: str) -> Path:
         """The only folder that a run's worker may write."""
         return self._around.folder / "scratch" / run_id
+
+
+def _unreadable(specification: RunSpec, config: ClientConfig) -> RefusedError | None:
+    try:
+        verify_readable(specification, config)
+    except RefusedError as error:
+        return error
+    return None
 
 
 def parse_specification(canonical: bytes) -> RunSpec:

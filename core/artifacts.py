@@ -170,6 +170,15 @@ def sha256_app_files(module_name: str) -> bytes:
     return digest.digest()
 
 
+def app_place(module_name: str) -> Path:
+    """Return the folder of the installed package that holds a module, or the module's own file.
+
+    Raises:
+        UnavailableError: E-APP-MISSING, no such package is installed.
+    """
+    return _package_of(module_name)[1]
+
+
 def _package_of(module_name: str) -> tuple[str, Path]:
     """Return name and place of the first real package on a dotted path."""
     top, *parts = module_name.split(".")

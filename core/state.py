@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import stat
 import time
 from dataclasses import dataclass
@@ -135,6 +136,13 @@ def default_home(who: Who, *, environ: Mapping[str, str] | None = None) -> Path:
     base = environment.get("XDG_STATE_HOME", "")
     root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
     return root / "tacit" / who
+
+
+def home_option(who: Who, home: Path | None) -> str:
+    """Return `` --home PATH`` for a command that is told to a person; empty for the usual place."""
+    if home is None or home.absolute() == default_home(who).absolute():
+        return ""
+    return f" --home {shlex.quote(str(home))}"
 
 
 def _verify_private(path: Path, status: os.stat_result) -> None:

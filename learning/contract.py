@@ -12,6 +12,7 @@ Trusts: the specification. Promises:
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def _encode_table(
 def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
     present = {str(name) for name in frame.columns}
     declared = {*data.columns, data.label}
-    problems = [f"{name}: missing" for name in sorted(declared - present)]
+    problems = [f"{name}: missing{_near(name, present)}" for name in sorted(declared - present)]
     if not data.ignore_undeclared:
         problems += [f"{name}: not declared" for name in sorted(present - declared)]
     if problems:
@@ -154,9 +155,15 @@ def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
             "E-DATA-COLUMNS",
             f"expected the run's {len(declared)} columns, {len(problems)} differ",
             problems=tuple(problems),
-            hint="rename the columns in the file, or name them in client.toml "
-            "(columns, with header = false)",
+            hint="name the file's columns in run.toml ([data.columns] and data.label), rename them "
+            "in the file, or name them in client.toml (columns, with header = false)",
         )
+
+
+def _near(name: str, present: set[str]) -> str:
+    folded = {each.casefold(): each for each in sorted(present)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f" (did you mean {folded[close[0]]}?)" if close else ""
 
 
 def canonical_texts(series: pd.Series[Any]) -> TextArray:

@@ -86,6 +86,20 @@ class Terms:
     max_clients: int
 
 
+def verify_invitation_ttl(ttl_s: float) -> None:
+    """Check how long a token is to hold.
+
+    Raises:
+        UsageError: E-INVITATION-TTL, it is less than a minute or more than 90 days.
+    """
+    if not 60 <= ttl_s <= 90 * 86400:
+        raise UsageError(
+            "E-INVITATION-TTL",
+            f"expected a token that holds for 60 s to 90 days, got {ttl_s:g} s",
+            hint="`tacit server invite --ttl-hours` takes 0.0167 (a minute) to 2160 (90 days).",
+        )
+
+
 class Membership:
     """The federation's members; see the module for the rules."""
 
@@ -113,8 +127,7 @@ class Membership:
         """
         check_member_name(name)
         now = self._now()
-        if not 60 <= ttl_s <= 90 * 86400:
-            raise UsageError("E-INVITATION-TTL", f"expected 60 s to 90 days, got {ttl_s:g} s")
+        verify_invitation_ttl(ttl_s)
         secret = secrets.token_bytes(32)
         token = Token(
             addresses=self._terms.addresses,

@@ -20,7 +20,13 @@ from tacit.core.identity import (
     certificate_request,
     sign_request,
 )
-from tacit.core.profiles import DEFAULT_PROFILE, Profile, profile_names, save_profile
+from tacit.core.profiles import (
+    DEFAULT_PROFILE,
+    Profile,
+    profile_folder,
+    profile_names,
+    save_profile,
+)
 from tacit.core.state import open_state
 from tacit.server.authority import Membership
 from tacit.server.certificate import make_server_certificate
@@ -139,8 +145,10 @@ def _free_profile(wanted: str, home: Path | None) -> str:
         return wanted or DEFAULT_PROFILE
     raise UsageError(
         "E-PROFILE-EXISTS",
-        f"expected a free profile name, got {wanted or DEFAULT_PROFILE!r}",
-        hint="Choose one with --profile NAME.",
+        f"expected a free profile name, got {wanted or DEFAULT_PROFILE!r}, which is the operator "
+        f"profile of a federation already ({profile_folder(wanted or DEFAULT_PROFILE, home=home)})",
+        hint="Give this federation's profile another name: `tacit server init ... --profile NAME`, "
+        "then `tacit run ... --profile NAME`.",
     )
 
 

@@ -216,7 +216,10 @@ def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:
     least = specification.participation.min_clients
     if len(owners) < least:
         raise UsageError(
-            "E-USAGE", f"expected at least min_clients = {least} clients, got {len(owners)}"
+            "E-USAGE",
+            f"expected at least min_clients = {least} clients, got {len(owners)}",
+            hint="Lower participation.min_clients in run.toml, or give more clients (--clients N "
+            "with one file, or more files in the folder of --data).",
         )
     if len({owner.node_id for owner in owners}) != len(owners):
         raise UsageError("E-USAGE", "expected every owner to have a name of their own")

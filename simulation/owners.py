@@ -131,7 +131,10 @@ def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
     files = sorted(path for path in folder.iterdir() if path.suffix in FORMATS)
     if not files:
         raise UnavailableError(
-            "E-DATA-MISSING", f"expected files of {', '.join(FORMATS)} in {folder}, found none"
+            "E-DATA-MISSING",
+            f"expected files of {', '.join(FORMATS)} in {folder}, found none",
+            hint="Say where the records are: --data FOLDER (one file per owner), or --data FILE "
+            "with --clients N.",
         )
     if clients is not None and clients != len(files):
         raise UsageError(

@@ -132,3 +132,17 @@ def test_an_owner_decides_by_a_unique_beginning(
     out = capsys.readouterr().out
     assert "denied" in out
     assert run(["client", "approve", "r-7", "--home", str(home)]) == 2
+
+
+def test_check_lists_the_problems_of_a_file_one_per_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several mistakes of client.toml are several lines, each with its place."""
+    (home / "client.toml").write_text("[policy]\nmin_clients = 0\nmax_epsilon = 1\n")
+    assert run(["client", "check", "--home", str(home)]) == 3
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "wrong    configuration: client.toml has 2 problems [E-CONFIG]" in lines
+    assert [line.partition(": ")[0] for line in lines if line.startswith("client.toml:")] == [
+        "client.toml:3",
+        "client.toml:2",
+    ]

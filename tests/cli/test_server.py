@@ -74,6 +74,31 @@ def test_init_makes_a_federation_once(homes: Path, capsys: pytest.CaptureFixture
     assert (homes / "s" / "server.toml").read_text() == before
 
 
+def test_what_comes_next_names_the_home_that_was_given(
+    homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that is copied reaches the same directory; the usual place needs no option."""
+    assert init() == 0
+    assert "Next: tacit server start, then" in capsys.readouterr().out
+    other = homes / "my server"
+    assert init("--home", str(other), "--profile", "other") == 0
+    said = capsys.readouterr().out
+    assert f"tacit server start --home '{other}'" in said
+    assert f"--role client --home '{other}'" in said
+
+
+def test_a_taken_profile_is_named_with_the_way_out(
+    homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second federation is told where the first one's profile is, and what to do."""
+    assert init() == 0
+    assert init("--home", str(homes / "second")) == 2
+    said = capsys.readouterr().err
+    assert "E-PROFILE-EXISTS" in said
+    assert str(homes / "o" / "profiles" / "default") in said
+    assert "tacit server init ... --profile NAME" in said
+
+
 def test_init_refuses_names_that_no_certificate_can_carry(
     homes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +126,18 @@ def test_verbs_of_a_stopped_server_work_on_its_database(
     assert run(["server", "revoke", "nobody"]) == 2
     assert "E-MEMBER-UNKNOWN" in capsys.readouterr().err
     assert homes.exists()
+
+
+@pytest.mark.parametrize("hours", ["0.01", "2161", "-1", "nan"])
+def test_a_tokens_time_out_of_range_is_refused_with_the_range(
+    homes: Path, capsys: pytest.CaptureFixture[str], hours: str
+) -> None:
+    """Checked before anybody is called: even where no server is, the range is what is said."""
+    assert run(["server", "invite", "clinic", "--ttl-hours", hours]) == 2
+    said = capsys.readouterr().err
+    assert "E-INVITATION-TTL" in said
+    assert "60 s to 90 days" in said
+    assert not (homes / "s").exists()
 
 
 @pytest.mark.parametrize("verb", ["drain", "stop"])

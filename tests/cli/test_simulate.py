@@ -89,6 +89,29 @@ def test_a_trial_that_cannot_begin_leaves_no_folder(tmp_path: Path, options: lis
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--data FOLDER"),
+        (["--clients", "1", "--data", "data/d.csv"], "participation.min_clients"),
+    ],
+)
+def test_a_trial_that_cannot_begin_names_what_to_give(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    """No data beside run.toml, or too few clients: the option or the key stands in the hint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(SPECIFICATION)
+    (tmp_path / "data").mkdir()
+    write_data(tmp_path / "data" / "d.csv")
+    assert run(["simulate", "run.toml", *options]) != 0
+    assert words in capsys.readouterr().err
+
+
 def test_a_trial_never_touches_a_folder_with_something_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,3 +237,21 @@ def test_what_an_app_prints_never_lands_in_the_result(tmp_path: Path, workers: s
     assert json.loads(done.stdout)["rounds"] == 1
     for line in ("imported", "trains", "past Python", "from a child"):
         assert f"loud: {line}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_table_says_why(tmp_path: Path) -> None:
+    """An app of one's own has nothing built in to be compared with: one line, not silence."""
+    (tmp_path / "loud_app.py").write_text(LOUD_APP)
+    (tmp_path / "run.toml").write_text(LOUD_RUN)
+    save_arrays(tmp_path / "initial.safetensors", {"w": np.ones(3, dtype=np.float32)})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("tacit"), "simulate", "run.toml", "--clients", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "No table: the run trains with an app of its own" in done.stderr
+    assert "Run folder:" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib.util import spec_from_file_location
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from importlib.machinery import ModuleSpec
     from pathlib import Path
 
 RUN = "r-00000001"
@@ -197,3 +199,17 @@ def open_ledger(folder: Path) -> Ledger:
 def offer(node: Node, spec: RunSpec) -> Any:
     canonical = canonical_json(spec)
     return node.offer(RUN, canonical, specification_sha256(canonical))
+
+
+class Editable:
+    """Finds a package that is on no path, as the finder of an editable install does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        if name != self._folder.name:
+            return None
+        return spec_from_file_location(
+            name, self._folder / "__init__.py", submodule_search_locations=[str(self._folder)]
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from tacit.core.specification import (
     PrivacyUnit,
     ReplySpec,
 )
-from tests.client.fakes import make_config, make_spec, open_mode
+from tests.client.fakes import Editable, make_config, make_node, make_spec, offer, open_mode
 
 HERE = Path("/data")
 MODULE = ModelSpec(kind=ModelKind.MODULE, factory="package.module:make")
@@ -156,6 +157,23 @@ def test_rules_narrow_what_needs_no_person() -> None:
     assert judged({}, {"approve": Approval.ASK}) == "E-APPROVAL-PENDING"
 
 
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ({"privacy": open_mode()}, "policy.modes of client.toml allows record-local, the run asks"),
+        ({"evaluation": EvaluationSpec(every=1, epsilon=3.5)}, "policy.max_epsilon_per_run"),
+        ({"privacy": private(delta=0.01)}, "data_sets.default.records"),
+        ({"participation": ParticipationSpec(rounds=1, min_clients=1)}, "policy.min_clients"),
+    ],
+)
+def test_denial_names_the_key_of_client_toml(spec: dict[str, Any], key: str) -> None:
+    """Whoever reads a refusal knows which line of which file it comes from."""
+    asked = Offer(specification=make_spec(**spec), epsilon=1.0, isolated=True)
+    reason = judge(asked, make_config(HERE)).reason
+    assert key in reason
+    assert "client.toml" in reason
+
+
 def test_denial_says_what_to_do() -> None:
     """Each denial has a sentence for the owner."""
     offer = Offer(specification=make_spec(**foreign()), epsilon=None, isolated=True)
@@ -175,6 +193,35 @@ def test_fingerprint_changes_with_the_app(tmp_path: Path, monkeypatch: pytest.Mo
     assert fingerprint_apps(spec) == before
     (package / "__init__.py").write_text("app = 2\n")
     assert fingerprint_apps(spec) != before
+
+
+def placed(where: Path, config: ClientConfig, **spec: Any) -> str:
+    """Judge a run as a node at ``where`` does, with workers that can be confined."""
+    where.mkdir(mode=0o700, exist_ok=True)
+    run = offer(make_node(where, config)[0], make_spec(**spec))
+    return f"{run.code} {run.reason}"
+
+
+def test_code_outside_what_a_worker_reads_is_denied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editable install is found by the node alone: refused until the owner lists it."""
+    source = tmp_path / "source" / "outside_app"
+    source.mkdir(parents=True)
+    (source / "__init__.py").write_text("app = make = None\n")
+    monkeypatch.setattr(sys, "meta_path", [Editable(source), *sys.meta_path])
+    spec = foreign(app=AppSpec(client="outside_app:app"))
+    rule = AppRule(readable=(source,))
+    denied = make_config(tmp_path, **OPEN, apps={"outside_app:app": AppRule()})
+    said = placed(tmp_path / "a", denied, **spec)
+    assert said.startswith("E-APP-UNREADABLE")
+    assert f"its files are in {source}" in said
+    assert "without -e" in said
+    listed = make_config(tmp_path, **OPEN, apps={"outside_app:app": rule})
+    assert "E-APP" not in placed(tmp_path / "b", listed, **spec)
+    factory = {"model": ModelSpec(kind=ModelKind.MODULE, factory="outside_app:make")}
+    open_to_it = make_config(tmp_path, allowed_factories=("outside_app:make",))
+    assert "E-APP-UNREADABLE" in placed(tmp_path / "c", open_to_it, **factory)
 
 
 def test_missing_app_has_no_fingerprint() -> None:

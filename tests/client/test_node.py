@@ -53,6 +53,17 @@ def reply_of(entry: OutboxEntry) -> fleet_pb2.ReplyHead:
     return fleet_pb2.ReplyHead.FromString(entry.head)
 
 
+def test_a_run_that_waits_names_the_commands_with_their_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner can copy them; a node in its usual place needs no --home."""
+    node, _ = make_node(tmp_path, make_config(tmp_path, approve=Approval.ASK))
+    reason = offer(node, make_spec()).reason
+    assert f"tacit client approve {RUN} --home {tmp_path}" in reason
+    monkeypatch.setenv("TACIT_CLIENT_HOME", str(tmp_path))
+    assert "--home" not in offer(node, make_spec()).reason
+
+
 def test_run_within_the_policy_is_approved_by_rule_and_answered(tmp_path: Path) -> None:
     """A run that fits is approved, its app started, and its reply leaves under our own head."""
     node, runner = make_node(tmp_path, make_config(tmp_path))

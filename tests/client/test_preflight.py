@@ -23,6 +23,7 @@ from tacit.client.configuration import (
     Policy,
     load_client_config,
 )
+from tacit.client.isolation import probe
 from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob, Report
@@ -32,7 +33,7 @@ from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
 from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain, FakeFleet, eventually
-from tests.client.fakes import RUN, make_node, make_spec, offer
+from tests.client.fakes import RUN, Editable, make_node, make_spec, offer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -371,6 +372,27 @@ def test_check_shows_what_cleaning_does_and_warns_of_identifiers(home: Path) -> 
     found = check(home)
     assert "columns of data set default" not in found
     assert "40 records, 2 columns (age, label)" in found["data set default"].text
+
+
+def test_check_finds_code_that_a_confined_worker_cannot_read(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`client check --run` uses the node's own words, before anybody approves."""
+    if not probe().available:
+        pytest.skip("this machine cannot confine a process")
+    source = tmp_path / "source" / "outside_app"
+    source.mkdir(parents=True)
+    (source / "__init__.py").write_text("app = None\n")
+    monkeypatch.setattr(sys, "meta_path", [Editable(source), *sys.meta_path])
+    app = '[app]\nclient = "outside_app:app"\n[results.train]\narrays = "model"\n'
+    rest = '[privacy]\nmode = "none"\n[participation]\nrounds = 2\n'
+    (home / "run.toml").write_text(f'name = "own"\n{app}{rest}')
+    found = check(home, run=home / "run.toml")["code of run.toml"]
+    assert found.grade is Grade.WRONG
+    assert f"its files are in {source}" in found.text
+    rule = f'[policy.apps."outside_app:app"]\nreadable = ["{source}"]\n'
+    (home / "client.toml").write_text(CONFIG + rule)
+    assert check(home, run=home / "run.toml")["code of run.toml"].grade is Grade.OK
 
 
 def test_status_of_a_run_shows_the_report(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,15 @@ def test_missing_columns_are_all_named(table_spec: DataSpec, frame: pd.DataFrame
     assert caught.value.problems == ("age: missing", "sick: missing")
 
 
+def test_a_missing_column_names_the_nearest_one(table_spec: DataSpec, frame: pd.DataFrame) -> None:
+    """A misspelt column is told by the one that is there, and both files that may be wrong."""
+    with pytest.raises(DataError) as caught:
+        encode(table_spec, frame.rename(columns={"age": "agee"}))
+    assert caught.value.problems == ("age: missing (did you mean agee?)",)
+    assert "run.toml" in caught.value.hint
+    assert "client.toml" in caught.value.hint
+
+
 def test_undeclared_columns_can_be_refused(frame: pd.DataFrame) -> None:
     """With ignore_undeclared = false a further column is a fault."""
     strict = from_plain(
