@@ -104,7 +104,7 @@ def _scatter(images: torch.Tensor, wavelets: list[torch.Tensor]) -> torch.Tensor
 
 
 def _moduli(spectra: torch.Tensor, wavelets: torch.Tensor, *, shrink: int) -> torch.Tensor:
-    """Return |values * wavelet| at every ``shrink``-th pixel: a coarse wavelet needs no more."""
+    """Return |values * wavelet| at every ``shrink``-th pixel: coarse ones vary slowly."""
     filtered = spectra * wavelets
     side = filtered.shape[-1] // shrink
     folded = filtered.unflatten(-1, (shrink, side)).unflatten(-3, (shrink, side))
