@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.isolation import Confinement, Isolation, isolate
 from tacit.client.payload import anonymous_file
+from tacit.client.sources import run_from_source
 from tacit.core.errors import AppError
 from tacit.core.logs import configure_logging
 from tacit.protos import pipe_pb2
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         _serve(pipe, isolation)
     except (PipeClosed, KeyboardInterrupt):
         return 0
+    finally:
+        _end_group()
     return 0
 
 
@@ -124,6 +127,7 @@ def _serve(pipe: Pipe, isolation: Isolation) -> None:
 def _load(begin: pipe_pb2.WorkerBegin, descriptors: list[int]) -> AppHost:
     from tacit.client.apphost import AppHost  # noqa: PLC0415 - flwr loads after confinement only
 
+    run_from_source(begin)
     state = memoryview(b"")
     for descriptor in descriptors:
         state = map_payload(descriptor)
@@ -178,20 +182,22 @@ def _send_result(pipe: Pipe, answer: HostedAnswer, files: ReplyFiles) -> None:
 
 
 def _end_with_daemon(descriptor: int) -> None:
-    """End this process and all that the app has started when the other end of the pipe is gone.
-
-    A worker leads a session and a group of its own, which nothing that it starts can leave.
-    """
+    """End this process at once when the other end of the pipe is gone, whatever the app does."""
 
     def watch() -> None:
         poll = select.poll()
         poll.register(descriptor, 0)  # a hang-up is always reported
         poll.poll()
-        if os.getpgrp() == os.getpid():
-            os.kill(0, signal.SIGKILL)
+        _end_group()
         os._exit(0)
 
     threading.Thread(target=watch, name="end-with-daemon", daemon=True).start()
+
+
+def _end_group() -> None:
+    """End this process and all that it has started: nothing of it can leave the group."""
+    if os.getpgrp() == os.getpid():
+        os.kill(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

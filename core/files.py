@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from typing import TYPE_CHECKING
 
 from tacit.core.errors import TacitError, UnavailableError
@@ -54,7 +55,8 @@ def replacing(path: Path, *, mode: int = 0o600, durable: bool = True) -> Iterato
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield temporary
-        temporary.chmod(mode)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # a confined process may not set it
+            temporary.chmod(mode)
         if durable:
             sync_path(temporary)
         temporary.replace(path)

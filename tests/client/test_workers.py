@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,14 +16,14 @@ from tacit.client.isolation import probe
 from tacit.client.payload import open_view
 from tacit.client.runner import AppAnswer, AppSetup
 from tacit.client.workers import Workers
-from tacit.core.errors import AppError
+from tacit.core.errors import AppError, ProtocolError
 from tacit.protos import fleet_pb2, pipe_pb2
 from tacit.protos.manifest import items_of, values_of
 from tests.client.fakes import RUN, instruction, make_spec
+from tests.end_to_end.federation import eventually, processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +87,31 @@ def hang(message, context):
 @app.query("die")
 def die(message, context):
     os._exit(3)
+
+@app.query("twice")
+def twice(message, context):
+    from tacit.protos import pipe_pb2, fleet_pb2
+    from tacit.protos.pipe import Pipe
+    with socket.socket(fileno=os.dup(int(sys.argv[1]))) as connection:
+        head = fleet_pb2.ReplyHead()
+        head.failure.reason = "E-FIRST"
+        answer = pipe_pb2.WorkerReply(result=pipe_pb2.WorkerResult(reply=head))
+        Pipe(connection).send(answer)
+    return Message(content=RecordDict(), reply_to=message)
+
+@app.query("child")
+def child(message, context):
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for leave in (os.setsid, os.setpgrp):
+            try:
+                leave()
+            except OSError:
+                continue
+            print("the child has left", flush=True)
+        while True:
+            signal.pause()
+    return Message(content=RecordDict(), reply_to=message)
 
 @app.query("import")
 def load(message, context):
@@ -249,6 +276,81 @@ def test_dying_app_is_told_as_such(place: Path, workers: Workers) -> None:
     with pytest.raises(AppError) as caught:
         call_app(workers, setup_of(place), "query.die")
     assert caught.value.code == "E-APP-DIED"
+
+
+def test_a_second_answer_is_not_taken_for_the_next_one(place: Path, workers: Workers) -> None:
+    """One instruction, one answer: what was said beyond it ends the process, and is not read."""
+    call_app(workers, setup_of(place)).close()
+    assert call_app(workers, setup_of(place), "query.twice").reply.failure.reason == "E-FIRST"
+    # The app's own answer is on its way; the next call may come before it has arrived.
+    (worker,) = workers._workers.values()
+    eventually("the second answer", worker._pipe.has_more)
+    with pytest.raises(ProtocolError) as caught:
+        call_app(workers, setup_of(place))
+    assert caught.value.code == "E-WORKER-REPLY"
+    answer = call_app(workers, setup_of(place))
+    assert metrics_of(answer.reply)["calls"] == 1  # a fresh process
+    answer.close()
+
+
+def test_a_child_ends_with_its_worker(place: Path, workers: Workers) -> None:
+    """Whatever an app starts is in its worker's group and cannot leave it."""
+    if not probe().available:
+        pytest.skip("this machine cannot confine a worker")
+    call_app(workers, setup_of(place), "query.child").close()
+    assert len(processes(str(place / "scratch"))) == 2
+    workers.end(RUN)
+    eventually("the child to end", lambda: not processes(str(place / "scratch")))
+    assert "has left" not in (place / "logs" / f"{RUN}.log").read_text()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tacit.client.configuration import Policy
+from tacit.client.workers import Workers
+from tests.client.test_workers import call_app, setup_of
+place = Path(sys.argv[1])
+workers = Workers(place / "logs", policy=Policy(allow_unisolated_apps=True))
+call_app(workers, setup_of(place), "query.child").close()
+print("called", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_ends_with_a_daemon_that_is_killed(place: Path) -> None:
+    """A worker whose daemon is gone ends, and takes along what its app has started."""
+    if not probe().available:
+        pytest.skip("this machine cannot confine a worker")
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(place)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as daemon:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"called\n"
+        assert len(processes(str(place / "scratch"))) == 2
+        daemon.kill()
+    eventually("the child to end", lambda: not processes(str(place / "scratch")))
+
+
+@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode)[::2])
+def test_a_compiled_file_beside_a_source_is_not_run(
+    place: Path, workers: Workers, mode: py_compile.PycInvalidationMode
+) -> None:
+    """What runs is what the fingerprint covers, whatever a file of ``__pycache__`` claims."""
+    source = place / "packages" / "probing_app.py"
+    other = APP.replace('"last": context.node_config["last"]', '"last": 666'.ljust(35))
+    assert len(other) == len(APP)
+    source.write_text(other)
+    os.utime(source, (1_000_000, 1_000_000))
+    compiled = py_compile.compile(str(source), invalidation_mode=mode, doraise=True)
+    assert compiled is not None
+    source.write_text(APP)
+    os.utime(source, (1_000_000, 1_000_000))
+    answer = call_app(workers, setup_of(place))
+    assert metrics_of(answer.reply)["last"] == 9
+    answer.close()
 
 
 def test_missing_app_is_told_as_such(place: Path, workers: Workers) -> None:
