@@ -16,8 +16,16 @@ from typing import Annotated, Any
 import typer
 
 from tacit.cli.output import Table, emit, plain, table_text, visible
-from tacit.client.configuration import CHANGED, CONFIG_NAME, SAMPLE, file_digest
-from tacit.client.daemon import IDENTITY_FOLDER, assembled, run_client
+from tacit.client.comparison import Home as ComparisonHome
+from tacit.client.comparison import OwnComparison, compare_at_home
+from tacit.client.configuration import (
+    CHANGED,
+    CONFIG_NAME,
+    SAMPLE,
+    file_digest,
+    load_client_config,
+)
+from tacit.client.daemon import IDENTITY_FOLDER, SPLIT_KEY_NAME, assembled, run_client
 from tacit.client.ledger_view import read_ledger
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
@@ -174,6 +182,38 @@ def deny(
     state = _opened(home)
     value = _decide(state, "deny", run_id=_found(state, run_id).run_id, reason=reason)
     emit(value if json else _said(value), json=json)
+
+
+@app.command()
+def compare(
+    run_id: RunId,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="model.safetensors as pulled (default: received last)."),
+    ] = None,
+    home: Home = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Show what a run brought you: its model, training alone, and a guess, on your own records.
+
+    Trains here, on your training records, with the run's recipe and privacy; scores on your
+    held-out ones. Sends nothing, and works while the node runs or not. The numbers are exact and
+    not charged to the ledger, since nothing leaves: what you pass on of them is on no account.
+    """
+    state = _opened(home)
+    run = _found(state, run_id)
+    at_home = ComparisonHome(
+        config=load_client_config(state.path / CONFIG_NAME).value,
+        folder=state.path / RUNS_FOLDER / run.run_id,
+        split_key=state.path / SPLIT_KEY_NAME,
+    )
+    value = compare_at_home(run, at_home, model=model)
+    emit(value, json=json, table=_comparison_table(value))
+    if not json:
+        typer.echo(
+            f"\nOn {value.held_out} held-out records of your own; federated: {value.federated}."
+        )
 
 
 @app.command()
@@ -361,6 +401,21 @@ def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:
     ]
     columns = ("data set", "unit", "epsilon", "delta", "budget", "left", "entries")
     return Table(columns=columns, rows=rows, empty="No data set has an account yet.")
+
+
+def _comparison_table(value: OwnComparison) -> Table:
+    private = value.delta is not None
+    rows = [
+        (
+            row.model,
+            *([] if not private else ["-" if row.epsilon is None else f"{row.epsilon:.2f}"]),
+            f"{row.accuracy:.3f}",
+            f"{row.standard_error:.3f}",
+        )
+        for row in value.models
+    ]
+    columns = ("model", *(["epsilon"] if private else []), "accuracy", "standard error")
+    return Table(columns=columns, rows=rows)
 
 
 def _runs_table(runs: list[dict[str, Any]]) -> Table:

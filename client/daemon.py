@@ -60,7 +60,7 @@ logger = logging.getLogger("tacit.client.daemon")
 
 PROTOCOL_VERSION = 1
 IDENTITY_FOLDER = "identity"
-_SPLIT_KEY_NAME = "split-key"
+SPLIT_KEY_NAME = "split-key"
 _THREADS = 16
 
 
@@ -120,7 +120,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         isolated=isolation.available,
         clock=time.time,
         fresh_key=lambda: os.urandom(32),
-        split_key=_split_key(state.path / _SPLIT_KEY_NAME),
+        split_key=_split_key(state.path / SPLIT_KEY_NAME),
         ledger=ledger,
         public_key=keys.enrolment_public_key,
     )

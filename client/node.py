@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import shutil
 import threading
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from tacit.client.envelope import Release, reply_schema, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
 from tacit.client.payload import open_view
 from tacit.client.preparation import PREPARED_NAME
+from tacit.client.received import is_last_model, keep_received
 from tacit.client.replies import Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
 from tacit.client.update import Noising, conceals_failures, verify_noisable
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from tacit.client.payload import Payload
     from tacit.client.store import OutboxEntry, RunRecord, Store
     from tacit.core.specification import RunSpec
+
+logger = logging.getLogger("tacit.client.node")
 
 
 class Node:
@@ -210,6 +214,7 @@ class Node:
             else:
                 call.noise_key = key
         self._runs.prepare(run, release.specification)
+        self._keep_last_model(head, release.specification, payload)
         try:
             return self._called(release, call, payload, noising)
         except (AppError, ProtocolError, RefusedError) as error:
@@ -217,6 +222,18 @@ class Node:
                 raise
             verify_permitted(self._renewed(release))  # the owner's own no is no secret
             return self._replies.store_concealed(release, error)
+
+    def _keep_last_model(
+        self, head: fleet_pb2.InstructionHead, specification: RunSpec, payload: Payload
+    ) -> None:
+        """Keep the last round's model for the owner; what stands in the way stops no round."""
+        if not is_last_model(specification, head):
+            return
+        try:
+            keep_received(self._runs.run_folder(head.run_id), head, open_view(payload))
+        except (ProtocolError, UnavailableError) as error:
+            fields = {"run": head.run_id, "code": error.code}
+            logger.warning("the last model is not kept", extra={"fields": fields})
 
     def _called(
         self,

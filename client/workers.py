@@ -65,7 +65,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd=setup.begin.scratch_path,
-                env=_environment(setup.begin.scratch_path),
+                env=scrubbed_environment(setup.begin.scratch_path),
                 start_new_session=True,
             )
         self._pipe = Pipe(ours)
@@ -254,7 +254,7 @@ def _order(setup: AppSetup, policy: Policy) -> WorkerOrder:
     )
 
 
-def _environment(scratch: str) -> dict[str, str]:
+def scrubbed_environment(scratch: str) -> dict[str, str]:
     """Return all that a worker finds in its environment: nothing of ours but where packages are."""
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return kept | {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tacit.core.specification import RunSpec
+    from tacit.learning.contract import Int64Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,23 @@ class Score:
 
 
 def union(parts: Sequence[Examples]) -> Examples:
-    """Return all records of several sets, in order."""
+    """Return all records of several sets, in order; no two sets share a subject."""
     return Examples(
         features=np.concatenate([part.features for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
+        subjects=_renumbered([part.subjects for part in parts]),
     )
+
+
+def _renumbered(parts: Sequence[Int64Array | None]) -> Int64Array | None:
+    """Number the subjects of several sets through; None where a set has none."""
+    numbered, first = [], 0
+    for part in parts:
+        if part is None:
+            return None
+        numbered.append(part + first)
+        first += int(part.max(initial=-1)) + 1
+    return np.concatenate(numbered)
 
 
 def score_arrays(spec: RunSpec, arrays: Arrays, evaluation: Examples) -> Score:

@@ -1,8 +1,9 @@
 """What federation brought: one table of the federated model, each owner alone, all pooled, a guess.
 
 Only somebody who holds everybody's records can make this table: the simulator and the demo, never a
-real run, where each owner compares at home. Every model is trained with the run's own recipe and
-privacy and scored on records that nobody trained on. The numbers are exact and carry no noise.
+real run, where each owner compares at home (``tacit client compare``). Every model is trained with
+the run's own recipe and privacy and scored on records that nobody trained on. The numbers are exact
+and carry no noise.
 
 Records are split by their content, so an owner alone, the pool and the federation hold out the same
 ones.
@@ -11,7 +12,6 @@ ones.
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,16 @@ from typing import TYPE_CHECKING, Any
 from tacit.core.artifacts import RunFolder, load_arrays, write_atomic
 from tacit.core.errors import UnavailableError
 from tacit.core.specification import PrivacyMode, RunSpec, to_plain
-from tacit.learning.baselines import Score, score_arrays, train_alone, trivial_score, union
+from tacit.learning.baselines import score_arrays, union
+from tacit.learning.comparison import (
+    POOLED,
+    Row,
+    federated_row,
+    standard_error,
+    trained_row,
+    trivial_row,
+)
 from tacit.privacy.noise import derive_key
-from tacit.privacy.plan import privacy_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,30 +36,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tacit.core.artifacts import Arrays
     from tacit.learning.prepared import PreparedSets
 
 SHOWN_OWNERS = 6  # columns and rows for more would fit no terminal; the JSON file has them all
-FEDERATED, POOLED, TRIVIAL = "federated", "all data pooled", "trivial guess"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One model in the table.
-
-    Attributes:
-        model: which.
-        kind: federated, alone, pooled or trivial.
-        epsilon: what its training cost each record at the run's delta; None without noise.
-        overall: its score on the held-out records of all owners together.
-        by_owner: its score on each owner's held-out records.
-    """
-
-    model: str
-    kind: str
-    epsilon: float | None
-    overall: Score
-    by_owner: Mapping[str, Score]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +87,12 @@ def compare(
     def key(name: str) -> bytes | None:
         return derive_key(secret, purpose=f"comparison {name}") if private else None
 
-    federated = load_arrays(folder.model)
-    epsilons = [_epsilon(specification, owner.records) for owner in sets.values()]
-    known = [epsilon for epsilon in epsilons if epsilon is not None]
     rows = [
-        _row((FEDERATED, "federated", max(known, default=None)), specification, sets, federated)
+        federated_row(specification, sets, load_arrays(folder.model)),
+        trained_row(specification, sets, noise_key=key(POOLED)),
+        *(trained_row(specification, sets, of=name, noise_key=key(name)) for name in sets),
+        trivial_row(specification, sets),
     ]
-    pooled = train_alone(specification, list(sets.values()), noise_key=key(POOLED))
-    epsilon = _epsilon_alone(specification, sum(owner.records for owner in sets.values()))
-    rows.append(_row((POOLED, "pooled", epsilon), specification, sets, pooled))
-    for name, owner in sets.items():
-        alone = train_alone(specification, [owner], noise_key=key(name))
-        epsilon = _epsilon_alone(specification, owner.records)
-        rows.append(_row((f"{name} alone", "alone", epsilon), specification, sets, alone))
-    rows.append(_trivial_row(specification, sets))
     return Comparison(
         rows=rows,
         by_round=accuracy_by_round(specification, sets, folder),
@@ -133,11 +111,6 @@ def accuracy_by_round(
         number: score_arrays(specification, load_arrays(path), held_out).accuracy
         for number, path in files.items()
     }
-
-
-def standard_error(score: Score) -> float:
-    """Return the standard error of an accuracy over so many records (binomial)."""
-    return math.sqrt(score.accuracy * (1.0 - score.accuracy) / max(1, score.examples))
 
 
 def comparison_table(comparison: Comparison, *, by_owner: bool = True) -> Table:
@@ -200,52 +173,3 @@ def save_comparison(path: Path, specification: RunSpec, comparison: Comparison) 
         "accuracy_by_round": {str(k): v for k, v in sorted(comparison.by_round.items())},
     }
     write_atomic(path, json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def _row(
-    model: tuple[str, str, float | None],
-    specification: RunSpec,
-    sets: Mapping[str, PreparedSets],
-    arrays: Arrays,
-) -> Row:
-    """Score weights; ``model`` is the row's name, kind and epsilon."""
-    name, kind, epsilon = model
-    held_out = union([owner.validation for owner in sets.values()])
-    return Row(
-        model=name,
-        kind=kind,
-        epsilon=epsilon,
-        overall=score_arrays(specification, arrays, held_out),
-        by_owner={
-            owner: score_arrays(specification, arrays, parts.validation)
-            for owner, parts in sets.items()
-            if len(parts.validation)
-        },
-    )
-
-
-def _trivial_row(specification: RunSpec, sets: Mapping[str, PreparedSets]) -> Row:
-    classes = len(specification.data.classes) if specification.data is not None else 2
-    training = union([owner.train for owner in sets.values()])
-    held_out = union([owner.validation for owner in sets.values()])
-    return Row(
-        model=TRIVIAL,
-        kind="trivial",
-        epsilon=None,
-        overall=trivial_score(training, held_out, classes=classes),
-        by_owner={
-            name: trivial_score(training, owner.validation, classes=classes)
-            for name, owner in sets.items()
-            if len(owner.validation)
-        },
-    )
-
-
-def _epsilon(specification: RunSpec, records: int) -> float | None:
-    plan = privacy_plan(specification, records=records)
-    return plan.epsilon if plan.is_private else None
-
-
-def _epsilon_alone(specification: RunSpec, records: int) -> float | None:
-    plan = privacy_plan(specification, records=records)
-    return plan.epsilon if plan.trains_with_noise else None  # no node noises what stays

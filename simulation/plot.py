@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tacit.core.errors import UnavailableError
-from tacit.simulation.comparison import FEDERATED, standard_error
+from tacit.learning.comparison import FEDERATED, standard_error
 
 if TYPE_CHECKING:
     from pathlib import Path

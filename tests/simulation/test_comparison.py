@@ -12,9 +12,9 @@ from rich.console import Console
 from tacit.core.artifacts import RunFolder
 from tacit.core.errors import UnavailableError
 from tacit.learning.baselines import Score
+from tacit.learning.comparison import Row
 from tacit.simulation.comparison import (
     Comparison,
-    Row,
     compare,
     comparison_table,
     save_comparison,
