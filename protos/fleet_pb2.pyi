@@ -162,7 +162,7 @@ class Claim(_message.Message):
     """"record", "subject" or "client" """
     relation: _builtins.str
     side: _builtins.str
-    """whose records: "train" or "validation" """
+    """whose records: "train", "validation" or "whole" """
     epsilon: _builtins.float
     """of this run so far, on this side"""
     delta: _builtins.float
