@@ -36,7 +36,7 @@ OWNER, OTHER = "ada", "bea"
 ROUNDS = 10  # of a run; one kill in each
 ROWS = 150_000  # of the model: 4 MB, which takes a while to upload
 LEAST = 1 << 15  # bytes of an answer on the way, before its sender dies
-LONGEST_S = 0.15  # until a kill at random: about what a round takes here
+LONGEST_S = 1.0  # until a kill at random: a round is charged and sent within it
 
 
 @dataclass(frozen=True, kw_only=True)
