@@ -28,7 +28,8 @@ def test_no_kill_makes_the_ledger_say_less_than_what_left(
     charged, stored, uploading = (kills[name] for name in ("charged", "stored", "uploading"))
     assert charged["after"]["entries"] == charged["before"]["entries"] + 1
     assert charged["after"]["epsilon"] > charged["after"]["epsilon_seen"]
-    assert stored["after"]["seen"] == stored["before"]["seen"]
+    # What was in the kernel's buffers may still arrive; it was charged before it got there.
+    assert stored["after"]["entries"] == stored["before"]["entries"] + 1
     assert uploading["part_bytes"] > 0
     assert result["books"]["seen"] == result["rounds"] == KILLS
     assert result["books"]["epsilon"] == result["books"]["epsilon_seen"]
