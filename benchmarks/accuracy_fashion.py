@@ -33,8 +33,6 @@ from tacit.privacy.plan import plan_of
 from tacit.privacy.spec import Poisson, Record, RecordLocal, TargetEpsilon
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tacit.privacy.plan import PrivacyPlan
 
 EPSILON, DELTA = 3.0, 1e-5
@@ -52,8 +50,6 @@ class Settings:
         epochs: expected number of times that a record is drawn.
         clip: L2 bound of a record's gradient.
         learning_rate, momentum: of SGD on the noised mean.
-        averaging: decay of the exponential mean of the weights that is kept in the end; 0 keeps
-            the last ones. It is post-processing: De et al. 2022, arXiv 2204.13650, section 3.
         goal: accuracy to reach, percent.
     """
 
@@ -62,27 +58,17 @@ class Settings:
     clip: float
     learning_rate: float
     momentum: float
-    averaging: float
     goal: float
 
 
 SETTINGS = {
-    "pixels": Settings(
-        batch=2048,
-        epochs=20,
-        clip=0.1,
-        learning_rate=6.0,
-        momentum=0.9,
-        averaging=0.98,
-        goal=85.5,
-    ),
+    "pixels": Settings(batch=2048, epochs=20, clip=0.1, learning_rate=6.0, momentum=0.9, goal=85.5),
     "scattering": Settings(
         batch=8192,
         epochs=40,
         clip=0.1,
         learning_rate=16.0,
         momentum=0.9,
-        averaging=0.0,
         goal=89.0,
     ),
 }
@@ -158,27 +144,15 @@ def train(model: nn.Module, examples: Examples, plan: PrivacyPlan, settings: Set
     optimizer = torch.optim.SGD(
         engine.parameters, lr=settings.learning_rate, momentum=settings.momentum
     )
-    means = [parameter.detach().clone() for parameter in engine.parameters]
     began = time.monotonic()
     for step in range(1, plan.local_steps + 1):
         gradients = engine.gradient(examples.features, examples.labels)
         for parameter, gradient in zip(engine.parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
-        follow(means, engine.parameters, weight=1.0 - settings.averaging)
         if step % 50 == 0:
             minutes = (time.monotonic() - began) / 60
             print(f"step {step} of {plan.local_steps}, {minutes:.1f} min", file=sys.stderr)
-    follow(engine.parameters, means, weight=1.0)
-
-
-def follow(
-    followers: Sequence[torch.Tensor], values: Sequence[torch.Tensor], *, weight: float
-) -> None:
-    """Move each follower towards its value, by this share of the way."""
-    with torch.no_grad():
-        for follower, value in zip(followers, values, strict=True):
-            follower.lerp_(value, weight)
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:

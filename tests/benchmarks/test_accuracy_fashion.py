@@ -97,8 +97,7 @@ def test_labels_and_pixels_come_from_the_published_format(tmp_path: Path) -> Non
     assert torch.equal(examples.features.flatten() * 255.0, torch.from_numpy(pixels).float())
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.5])
-def test_noised_training_learns_what_is_easy(averaging: float) -> None:
+def test_noised_training_learns_what_is_easy() -> None:
     """Ten classes, told apart by which rows are bright, are learnt at epsilon 3."""
     labels = torch.arange(3000) % CLASSES
     features = torch.zeros(3000, 1, CLASSES, 4)
@@ -110,7 +109,6 @@ def test_noised_training_learns_what_is_easy(averaging: float) -> None:
         clip=0.1,
         learning_rate=10.0,
         momentum=0.9,
-        averaging=averaging,
         goal=90.0,
     )
     model = nn.Sequential(nn.Flatten(), nn.Linear(4 * CLASSES, CLASSES))
