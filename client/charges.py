@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tacit.core.errors import BudgetError, ProtocolError, RefusedError
 from tacit.core.plain import plain
@@ -49,6 +49,17 @@ if TYPE_CHECKING:
 NOISE_SOURCE = "AES-256-CTR, a fresh key for each attempt"
 _SPLIT_RULE = "tacit split 1"  # learning/splits.py
 _WHOLE_RUN = "the whole run"
+
+
+class _Asked(NamedTuple):
+    """What asked for a charge; the defaults are those of a run as a whole, before any message."""
+
+    run: str
+    message: str
+    round: int = 0
+    attempt: int = 0
+    specification_sha256: str = "-"
+    model_sha256: str = ""
 
 
 class Charges:
@@ -203,10 +214,12 @@ class Charges:
 
     def _whole_run(self, specification: RunSpec, run_id: str, data_set: DataSet) -> list[Charge]:
         plan = privacy_plan(specification, records=data_set.records)
-        training = self._training(specification, data_set, plan, run_id, _WHOLE_RUN)
+        asked = _Asked(run=run_id, message=_WHOLE_RUN)
+        training = self._training(specification, data_set, plan, asked)
         charges = [_times(training, plan.releases)]
         if specification.noises("evaluate"):
-            one = self._evaluation(specification, data_set, run_id, f"{_WHOLE_RUN}, metrics")
+            asked = asked._replace(message=f"{_WHOLE_RUN}, metrics")
+            one = self._evaluation(specification, data_set, asked)
             charges.append(_times(one, specification.evaluations))
         return charges
 
@@ -215,35 +228,30 @@ class Charges:
         specification, head = release.specification, release.instruction
         if not specification.noises(head.message_type):
             return None
-        if head.message_type == "evaluate":
-            charge = self._evaluation(specification, data_set, head.run_id, head.message_id)
-        else:
-            plan = privacy_plan(specification, records=data_set.records)
-            charge = self._training(specification, data_set, plan, head.run_id, head.message_id)
-        return dataclasses.replace(
-            charge,
+        asked = _Asked(
+            run=head.run_id,
+            message=head.message_id,
             round=int(head.group_id) if head.group_id.isdecimal() else 0,
             attempt=head.attempt,
             specification_sha256=release.approved_sha256.hex(),
             model_sha256=head.manifest.payload_sha256.hex(),
         )
+        if head.message_type == "evaluate":
+            return self._evaluation(specification, data_set, asked)
+        plan = privacy_plan(specification, records=data_set.records)
+        return self._training(specification, data_set, plan, asked)
 
     def _training(
         self,
         specification: RunSpec,
         data_set: DataSet,
         plan: PrivacyPlan,
-        run_id: str,
-        message_id: str,
+        asked: _Asked,
     ) -> Charge:
         by_client = plan.unit is PrivacyUnit.CLIENT
         return Charge(
+            **asked._asdict(),
             data_set=specification.data_set,
-            run=run_id,
-            round=0,
-            message=message_id,
-            attempt=0,
-            specification_sha256="-",
             purpose=Purpose.TRAINING,
             side=Side.WHOLE if by_client else Side.TRAIN,
             split="" if by_client else _split(specification, data_set),
@@ -265,17 +273,11 @@ class Charges:
             noise_source=NOISE_SOURCE,
         )
 
-    def _evaluation(
-        self, specification: RunSpec, data_set: DataSet, run_id: str, message_id: str
-    ) -> Charge:
+    def _evaluation(self, specification: RunSpec, data_set: DataSet, asked: _Asked) -> Charge:
         plan = evaluation_plan(specification)
         return Charge(
+            **asked._asdict(),
             data_set=specification.data_set,
-            run=run_id,
-            round=0,
-            message=message_id,
-            attempt=0,
-            specification_sha256="-",
             purpose=Purpose.METRICS,
             side=Side.VALIDATION,
             split=_split(specification, data_set),

@@ -8,6 +8,7 @@ that any of them can be trained record by record under differential privacy.
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections import OrderedDict
 from typing import Any
@@ -20,6 +21,8 @@ from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
 from tacit.learning.contract import input_shape
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
+
+logger = logging.getLogger("tacit.learning.models")
 
 _GROUPS = 4  # of GroupNorm; widths that it does not divide use one group
 
@@ -200,6 +203,8 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
 
 
 def _made_private(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    fixed, _ = without_batch_norm(model)
+    fixed, notes = without_batch_norm(model)
+    for note in notes:  # the factory's author learns what is trained in the place of their layer
+        logger.info(note)
     verify_records_do_not_mix(fixed, shape=shape)
     return fixed

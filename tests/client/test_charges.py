@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from tacit.client.approvals import Verdict
+from tacit.client.configuration import AppRule
 from tacit.core.errors import TrustError
 from tacit.core.specification import (
     AppSpec,
     EvaluationSpec,
+    MetricSpec,
     ParticipationSpec,
     PrivacyMode,
     PrivacySpec,
@@ -260,35 +262,24 @@ def test_mode_none_is_remembered_by_the_data_set(tmp_path: Path) -> None:
     assert account.epsilon < 1
 
 
-def client_local(folder: Path, reply: Any, **changes: Any) -> tuple[fleet_pb2.ReplyHead, bytes]:
+def client_local(
+    folder: Path, reply: Any, *, model: Any = MODEL
+) -> tuple[fleet_pb2.ReplyHead, bytes]:
     """Play one round of an app of somebody's own under client-local."""
     spec = RunSpec(
         name="own",
         app=APP,
         privacy=CLIENT,
         participation=ParticipationSpec(rounds=1),
-        results={"train": ReplySpec(metrics=make_results())},
-        **changes,
+        results={"train": ReplySpec(metrics={"num-examples": MetricSpec(range=(1.0, 1e6))})},
     )
-    config = config_of(folder, budget=100.0, apps={APP.client: rule()})
+    config = config_of(folder, budget=100.0, apps={APP.client: AppRule()})
     node, runner = make_node(folder, config, lambda _: reply)
     judgement = offer(node, spec)
     assert judgement.verdict is Verdict.APPROVED, judgement
-    entry = node.answer(*instruction(spec))
+    entry = node.answer(*instruction(spec, model=model))
     assert all(not call.noise_key for call in runner.calls)
     return fleet_pb2.ReplyHead.FromString(entry.head), bytes(node.open_reply(entry))
-
-
-def make_results() -> Any:
-    from tacit.core.specification import MetricSpec  # noqa: PLC0415 - used by one helper
-
-    return {"num-examples": MetricSpec(range=(1.0, 1e6))}
-
-
-def rule() -> Any:
-    from tacit.client.configuration import AppRule  # noqa: PLC0415 - used by one helper
-
-    return AppRule()
 
 
 def test_the_node_noises_an_update_that_is_not_our_app_s(tmp_path: Path) -> None:
@@ -311,18 +302,8 @@ def test_the_node_noises_an_update_that_is_not_our_app_s(tmp_path: Path) -> None
 def test_an_update_that_cannot_be_noised_does_not_leave(tmp_path: Path) -> None:
     """A float16 model has no mechanism: refused, and nothing is charged."""
     half = {name: array.astype(np.float16) for name, array in MODEL.items()}
-    spec = RunSpec(
-        name="own",
-        app=APP,
-        privacy=CLIENT,
-        participation=ParticipationSpec(rounds=1),
-        results={"train": ReplySpec(metrics=make_results())},
-    )
-    config = config_of(tmp_path, budget=100.0, apps={APP.client: rule()})
-    node, _ = make_node(tmp_path, config, lambda _: manifest_of(half, {"num-examples": 1}))
-    offer(node, spec)
-    entry = node.answer(*instruction(spec, model=half))
-    assert fleet_pb2.ReplyHead.FromString(entry.head).failure.reason == "E-UPDATE-DTYPE"
+    reply, _ = client_local(tmp_path, manifest_of(half, {"num-examples": 1}), model=half)
+    assert reply.failure.reason == "E-UPDATE-DTYPE"
     assert not account_exists(tmp_path)
 
 

@@ -111,13 +111,18 @@ def test_a_factory_of_ones_own_is_used(
 
 
 def test_a_factory_without_batch_norm_under_differential_privacy(
-    factory: Callable[[Callable[..., object]], ModelSpec], table_spec: DataSpec
+    factory: Callable[[Callable[..., object]], ModelSpec],
+    table_spec: DataSpec,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """BatchNorm mixes records: it stays in the open, and is replaced where noise is promised."""
+    """BatchNorm mixes records: it stays in the open, and is replaced, aloud, under noise."""
+    caplog.set_level("INFO", "tacit.learning.models")
     spec = factory(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
     assert isinstance(build_model(spec, table_spec)[1], nn.BatchNorm1d)  # type: ignore[index]
+    assert not caplog.messages
     private = build_model(spec, table_spec, private=True)
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in private.modules())
+    assert "BatchNorm" in caplog.text
 
 
 class Centred(nn.Module):

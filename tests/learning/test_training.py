@@ -107,6 +107,15 @@ def test_private_training_repeats_under_its_key_alone(
     assert not np.isclose(one, other).any()
 
 
+def test_the_choice_of_per_example_gradients_is_said_aloud(
+    make_run: Callable[..., RunSpec], sets: PreparedSets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker's log, which stays at the owner, names how each layer's gradients are made."""
+    caplog.set_level("INFO", "tacit.learning.training")
+    trained(make_run(privacy=DP), sets.train, key=KEY)
+    assert "book-keeping" in caplog.text
+
+
 def test_private_training_without_a_key_is_refused(
     make_run: Callable[..., RunSpec], sets: PreparedSets
 ) -> None:
