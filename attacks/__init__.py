@@ -1,1 +1,1 @@
-"""The adversary: what a model or an update gives away. Nothing is here yet."""
+"""The adversary: what a model or an update gives away."""
