@@ -300,9 +300,15 @@ class Node:
         """Note that the server has given a receipt for an answer."""
         self.store.mark_received(message_id, self._around.clock())
 
-    def close_message(self, message_id: str) -> None:
-        """Forget an answer that is committed or no longer wanted, and its noise key."""
-        self._replies.forget(message_id)
+    def close_message(self, message_id: str, unused: str = "") -> None:
+        """Forget an answer that is committed or no longer wanted, and its noise key.
+
+        Args:
+            message_id: whose.
+            unused: why nothing came of it; empty if the server has committed it. Without a receipt
+                the ledger then says that the charge was aborted, which lowers nothing.
+        """
+        self._replies.forget(message_id, unused=unused)
 
     def end_run(self, run_id: str, status: str, reason: str = "") -> bool:
         """Forget what a finished run needed; its split and its decisions stay.
