@@ -185,13 +185,22 @@ class Charges:
             signature=bytes.fromhex(signed.signature),
         )
 
+    def seen(self, message: fleet_pb2.LedgerHead) -> Head:
+        """Return the furthest head that the server has seen, if this node has signed it.
+
+        Raises:
+            ProtocolError: it is malformed (``E-LEDGER-HEAD``).
+            TrustError: it is not this node's (``E-LEDGER-SIGNATURE``).
+        """
+        return verify_head(head_of(message), self._public_key)
+
     def verify_seen(self, message: fleet_pb2.LedgerHead) -> None:
         """Check that the furthest head that the server has seen is a part of this ledger.
 
         Raises:
             TrustError: this ledger was rolled back or copied, or the head is not this node's.
         """
-        self._ledger.check_against(verify_head(head_of(message), self._public_key))
+        self._ledger.check_against(self.seen(message))
 
     def verify_known(self, head: Head) -> None:
         """Check that a head that this node has noted elsewhere is a part of its ledger.
