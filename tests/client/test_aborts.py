@@ -13,15 +13,18 @@ import pytest
 from tacit.client.charges import Charges
 from tacit.client.configuration import AppRule
 from tacit.client.dispatch import Dispatcher
+from tacit.core.errors import TacitError
 from tacit.core.specification import MetricSpec, ParticipationSpec, ReplySpec, RunSpec
 from tacit.privacy.ledger_entries import Abort, ChargeKey, Expose
-from tacit.protos import fleet_pb2
+from tacit.protos import fleet_pb2, records_pb2
 from tests.client.fakes import (
     KEY,
+    MODEL,
     RUN,
     instruction,
     make_node,
     make_spec,
+    manifest_of,
     offer,
     open_ledger,
     open_mode,
@@ -123,6 +126,23 @@ def test_an_attempt_that_was_not_charged_is_not_aborted(tmp_path: Path) -> None:
     node.answer(*instruction(make_spec()))
     node.close_message(MESSAGE, UNUSED)
     assert len(open_ledger(tmp_path).entries()) == 1  # its beginning
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_closed_while_it_is_answered_costs_nothing(tmp_path: Path, *, fails: bool) -> None:
+    """An app that is too late for its round spends no budget, and leaves nothing in the outbox."""
+
+    def late(_: object) -> tuple[records_pb2.Manifest, bytes] | str:
+        node.close_message(MESSAGE, UNUSED)
+        return "E-APP-RAISED" if fails else manifest_of(MODEL, {"num-examples": 1})
+
+    node, _ = make_node(tmp_path, config_of(tmp_path), late)
+    offer(node, make_spec())
+    with pytest.raises(TacitError):
+        node.answer(*instruction(make_spec()))
+    assert node.store.list_replies() == []
+    assert len(open_ledger(tmp_path).entries()) == 1  # its beginning
+    assert list((tmp_path / "outbox").iterdir()) == []
 
 
 def test_a_charged_failure_is_not_aborted(tmp_path: Path) -> None:
