@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,7 @@ def _said(manifest: Manifest) -> dict[str, object]:
     return {
         "member": manifest.member,
         "node_id": manifest.node_id,
-        "made_at_s": manifest.made_at_s,
+        "made_at": dt.datetime.fromtimestamp(manifest.made_at_s, dt.UTC),
         "ledger_entries": manifest.entries,
         "files": len(manifest.files),
         "private_keys": True,

@@ -86,6 +86,12 @@ def show(
             )
     typer.echo("\nEntries")
     typer.echo(table_text(_entries_table(entries)))
+    for entry in entries:
+        if isinstance(entry.body, Abort):
+            why = f"entry {entry.body.reserve} stays charged: {visible(entry.body.reason)}"
+            typer.echo(f"  {entry.sequence}: {why}")
+        elif isinstance(entry.body, Restore):
+            typer.echo(f"  {entry.sequence}: {visible(entry.body.reason)}")
     if problem is not None:
         typer.echo(f"\nDAMAGED: {visible(problem.message)} [{problem.code}]")
 
@@ -271,11 +277,6 @@ def _entry_row(entry: Entry) -> tuple[object, ...]:
             return (*first, body.cost.alone, body.cost.total)
         case Expose():
             return (*first, body.run, None, body.attempt, "-", "none", None, None)
-        case Abort():
-            why = f"entry {body.reserve} stays charged: {visible(body.reason)}"
-            return (*first, body.run, None, body.attempt, "-", why, None, None)
-        case Restore():
-            return (*first, "-", None, None, "-", visible(body.reason), None, None)
         case _:
             run = getattr(body, "run", "-")
             return (*first, run, None, getattr(body, "attempt", None), "-", "-", None, None)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tacit.client.delivery")
 
 CALL_TIMEOUT_S = 30.0
-_CLOSED = "no receipt came, and the server had closed the message when it was offered again"
+_CLOSED = "no receipt came; used or not, the message was closed when it was offered again"
 T = TypeVar("T")
 
 _BULK_TIMEOUT_S = 6 * 3600.0  # 2 GiB at 1 Mbit/s; a dead peer is found by keepalive much sooner
