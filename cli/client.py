@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tacit.cli.backup import backup, restore
 from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
@@ -43,6 +44,8 @@ from tacit.core.state import StateDirectory, default_home, home_option, open_sta
 from tacit.protos.enrolment_client import enrol
 
 app = typer.Typer(add_completion=False)
+app.command()(backup)
+app.command()(restore)
 
 Home = Annotated[
     Path | None,
@@ -383,6 +386,8 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["problem"]:
         typer.echo(f"  WRONG: {visible(ledger['problem'])}")
         typer.echo(f"  {ledger['hint']}")
+    if ledger["restored"]:
+        typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
 
 

@@ -27,7 +27,16 @@ from tacit.core.state import default_home, open_state
 from tacit.privacy.accounting import SampledGaussian
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.ledger_account import Account
-from tacit.privacy.ledger_entries import Entry, Expose, Reserve, Row, Settle, canonical
+from tacit.privacy.ledger_entries import (
+    Abort,
+    Entry,
+    Expose,
+    Reserve,
+    Restore,
+    Row,
+    Settle,
+    canonical,
+)
 from tacit.privacy.ledger_head import Head, signed_head_from, verify_head
 
 app = typer.Typer(add_completion=False)
@@ -48,7 +57,12 @@ def show(
     *,
     json: Json = False,
 ) -> None:
-    """Show what each data set has cost, what its budget still holds, and every entry."""
+    """Show what each data set has cost, what its budget still holds, and every entry.
+
+    `reserve` is a charge, made before anything left. `abort` closes one of which the server gave no
+    receipt, with the reason: charged, and not used as far as this node knows. `restore` says that
+    the state directory came back from a copy that held all that the server knew.
+    """
     with _opened(home) as ledger:
         problem = ledger.verify().problem
         accounts = [a for a in ledger.accounts() if data_set in (None, a.terms.data_set)]
@@ -72,6 +86,12 @@ def show(
             )
     typer.echo("\nEntries")
     typer.echo(table_text(_entries_table(entries)))
+    for entry in entries:
+        if isinstance(entry.body, Abort):
+            why = f"entry {entry.body.reserve} stays charged: {visible(entry.body.reason)}"
+            typer.echo(f"  {entry.sequence}: {why}")
+        elif isinstance(entry.body, Restore):
+            typer.echo(f"  {entry.sequence}: {visible(entry.body.reason)}")
     if problem is not None:
         typer.echo(f"\nDAMAGED: {visible(problem.message)} [{problem.code}]")
 
@@ -184,7 +204,13 @@ def _account_json(account: Account) -> dict[str, Any]:
         "left": account.left,
         "exposed": list(account.exposed),
         "charges": len(account.charges),
+        "aborted": _aborted(account),
     }
+
+
+def _aborted(account: Account) -> int:
+    """Return how many charges paid for an attempt that came to nothing, as far as is known."""
+    return sum(isinstance(held.closed and held.closed.body, Abort) for held in account.charges)
 
 
 def _line(row: Row) -> bytes:
@@ -219,11 +245,14 @@ def _accounts_table(accounts: list[Account]) -> Table:
             account.held,
             account.left,
             len(account.charges),
+            _aborted(account),
         )
         for account in accounts
     ]
     columns = ("data set", "unit", "delta", "by side", "epsilon", "budget", "held", "left")
-    return Table(columns=(*columns, "charges"), rows=rows, empty="No data set has an account yet.")
+    return Table(
+        columns=(*columns, "charges", "aborted"), rows=rows, empty="No data set has an account yet."
+    )
 
 
 def _entries_table(entries: list[Entry]) -> Table:

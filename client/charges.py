@@ -12,16 +12,21 @@ run has cost so far and where the ledger ends.
    another charge.
 4. One charge pays for one noise. An attempt that was charged is answered again from its noise key
    or not at all: once the key is wiped, the answer may have left.
+5. An attempt of which nothing can leave any more, and for which the server has given no receipt, is
+   entered as aborted, with the reason: charged and, as far as this side knows, not used. Its charge
+   stays. Nothing is settled here: a node adds all of its noise itself, so that what was reserved is
+   exact; settling is for noise that several members share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from tacit.core.errors import BudgetError, ProtocolError, RefusedError
+from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError
 from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
@@ -42,9 +47,13 @@ from tacit.privacy.plan import PrivacyPlan, privacy_plan
 from tacit.protos import fleet_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tacit.client.configuration import ClientConfig, DataSet
     from tacit.client.envelope import Release
     from tacit.privacy.ledger import Ledger
+
+logger = logging.getLogger("tacit.client.charges")
 
 NOISE_SOURCE = "AES-256-CTR, a fresh key for each attempt"
 _SPLIT_RULE = "tacit split 1"  # learning/splits.py
@@ -151,6 +160,20 @@ class Charges:
             ledger=self.head(),
         )
 
+    def abort(self, keys: Iterable[ChargeKey], reason: str) -> None:
+        """Note that attempts came to nothing; what was not charged is passed over.
+
+        No charge is lowered, and a ledger that cannot be written stops nobody: the charge counts
+        with this note and without it.
+        """
+        for key in keys:
+            try:
+                self._ledger.abort(key, reason=reason)
+            except TacitError as error:
+                if error.code != "E-LEDGER-UNKNOWN":  # nothing was reserved
+                    fields = {"message": key.message, "code": error.code}
+                    logger.warning("an aborted attempt is not noted", extra={"fields": fields})
+
     def head(self) -> fleet_pb2.LedgerHead:
         """Return where the ledger ends, as it travels."""
         signed = self._ledger.head()
@@ -162,13 +185,22 @@ class Charges:
             signature=bytes.fromhex(signed.signature),
         )
 
+    def seen(self, message: fleet_pb2.LedgerHead) -> Head:
+        """Return the furthest head that the server has seen, if this node has signed it.
+
+        Raises:
+            ProtocolError: it is malformed (``E-LEDGER-HEAD``).
+            TrustError: it is not this node's (``E-LEDGER-SIGNATURE``).
+        """
+        return verify_head(head_of(message), self._public_key)
+
     def verify_seen(self, message: fleet_pb2.LedgerHead) -> None:
         """Check that the furthest head that the server has seen is a part of this ledger.
 
         Raises:
             TrustError: this ledger was rolled back or copied, or the head is not this node's.
         """
-        self._ledger.check_against(verify_head(head_of(message), self._public_key))
+        self._ledger.check_against(self.seen(message))
 
     def verify_known(self, head: Head) -> None:
         """Check that a head that this node has noted elsewhere is a part of its ledger.

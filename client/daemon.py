@@ -35,6 +35,7 @@ from tacit.client.local import serve_local
 from tacit.client.node import Node
 from tacit.client.preparation import Preparation
 from tacit.client.renewal import keep_certificate
+from tacit.client.restored import confirm, read_mark
 from tacit.client.runs import Surroundings
 from tacit.client.status import REVOKED, Connection, as_json, read_status
 from tacit.client.store import STORE_NAME, Decision, Store, open_store
@@ -72,6 +73,7 @@ class Assembled:
     store: Store
     workers: Workers
     preparation: Preparation
+    ledger: Ledger
     membership: Membership
     identity: MemberIdentity
     config: ClientConfig
@@ -130,6 +132,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
             store=store,
             workers=workers,
             preparation=preparation,
+            ledger=ledger,
             membership=membership,
             identity=identity,
             config=config,
@@ -170,11 +173,21 @@ def join_request(parts: Assembled) -> fleet_pb2.JoinRequest:
 def verify_ledger(parts: Assembled, joined: fleet_pb2.JoinReply) -> None:
     """Check that the furthest head that the server has seen is a part of this node's ledger.
 
+    A node that was restored from a backup goes on from here, or not at all.
+
     Raises:
         TacitError: the ledger was rolled back or copied.
     """
-    if joined.HasField("ledger"):
-        parts.node.charges.verify_seen(joined.ledger)
+    charges, folder = parts.node.charges, parts.config_path.parent
+    mark = read_mark(folder)
+    told = joined.HasField("ledger")
+    if mark is not None:
+        known = charges.seen(joined.ledger) if told else None
+        head = confirm(folder, mark, parts.ledger, known)
+        parts.store.keep_head(head)
+        logger.warning("restored", extra={"fields": {"from": mark.copied, "entries": head.count}})
+    elif told:
+        charges.verify_seen(joined.ledger)
 
 
 async def _serve(state: StateDirectory, parts: Assembled) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tacit.client.delivery")
 
 CALL_TIMEOUT_S = 30.0
+_CLOSED = "no receipt came; used or not, the message was closed when it was offered again"
 T = TypeVar("T")
 
 _BULK_TIMEOUT_S = 6 * 3600.0  # 2 GiB at 1 Mbit/s; a dead peer is found by keepalive much sooner
@@ -213,7 +214,7 @@ class Delivery:
             )
             status = await fleet.SubmitStatus(request, timeout=CALL_TIMEOUT_S)
             if status.state == fleet_pb2.SubmitStatusReply.CLOSED:
-                await self._in_thread(self._node.close_message, entry.message_id)
+                await self._in_thread(self._node.close_message, entry.message_id, _CLOSED)
                 return True
             if status.state == fleet_pb2.SubmitStatusReply.RECEIVED:
                 return await self._received(entry, head, status.receipt)

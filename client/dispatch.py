@@ -42,6 +42,7 @@ _VERDICTS = {
     Verdict.PENDING: fleet_pb2.Decision.PENDING,
     Verdict.DENIED: fleet_pb2.Decision.DENIED,
 }
+_UNUSED = "no receipt came before the server closed the message: time was up, or it asked anew"
 _MAX_TASKS = 10_000  # a server that sends more at once is not served further until some are done
 
 
@@ -61,6 +62,7 @@ class Dispatcher:
         self._messages: dict[str, asyncio.Task[None]] = {}
         self._offers: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.link: Connected | None = None
         self.last_address = ""
@@ -88,7 +90,8 @@ class Dispatcher:
                     self._start_message(task.ready.run_id, task.ready.message_id)
                 case "closed":
                     verify_message_id(task.closed.run_id, task.closed.message_id)
-                    self._spawn(self._close(task.closed.message_id))
+                    self._closing.add(closing := self._spawn(self._close(task.closed)))
+                    closing.add_done_callback(self._closing.discard)
                 case "ended":
                     verify_run_id(task.ended.run_id)
                     self._spawn(self._end(task.ended))
@@ -220,7 +223,8 @@ class Dispatcher:
             link.heed(failure)
             fields = {"message": message_id, "code": failure.code, "reason": failure.message}
             if failure.code in ("E-MESSAGE-CLOSED", "E-RUN-ENDED", "E-RUN-UNKNOWN"):
-                await self._in_thread(self._node.close_message, message_id)
+                why = f"no receipt came before the server said {failure.code}"
+                await self._in_thread(self._node.close_message, message_id, why)
                 return None
             if not isinstance(failure, UnavailableError):
                 logger.warning("message given up", extra={"fields": fields})
@@ -252,12 +256,14 @@ class Dispatcher:
                 self._messages[entry.message_id] = task
                 task.add_done_callback(functools.partial(self._forget, entry.message_id))
 
-    async def _close(self, message_id: str) -> None:
+    async def _close(self, closed: fleet_pb2.MessageClosed) -> None:
+        message_id = closed.message_id
         task = self._messages.get(message_id)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._in_thread(self._node.close_message, message_id)
+        unused = "" if closed.committed else _UNUSED
+        await self._in_thread(self._node.close_message, message_id, unused)
 
     async def _end(self, ended: fleet_pb2.RunEnded) -> None:
         run_id, status = ended.run_id, ended.status[:40]
@@ -265,7 +271,8 @@ class Dispatcher:
         tasks = [task for name, task in self._messages.items() if name.startswith(f"{run_id}.")]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # What was committed is closed first: the run's end would count it as not used.
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         self._offers.pop(run_id, None)
         self._delivery.files.end(run_id)
         if await self._in_thread(self._node.end_run, run_id, status, reason):
@@ -276,11 +283,12 @@ class Dispatcher:
         wanted = self.link.joined.chunk_bytes if self.link is not None else CHUNK_BYTES
         return min(max(wanted, 1 << 12), MAX_CHUNK_BYTES)
 
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._others.add(task)
         task.add_done_callback(self._others.discard)
         task.add_done_callback(_log_bug)
+        return task
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(

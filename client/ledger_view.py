@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tacit.client.restored import WAITS, read_mark
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.errors import TacitError, TrustError
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
@@ -55,6 +56,7 @@ class LedgerStatus:
         entries: that can be read and hold.
         head: hash of the last of them (hex); empty without any.
         data_sets: those with an account.
+        restored: what a restored node waits for; empty if nothing.
         problem: what is wrong, naming the entry; empty if nothing.
         hint: what to do about it.
     """
@@ -62,6 +64,7 @@ class LedgerStatus:
     entries: int = 0
     head: str = ""
     data_sets: tuple[DataSetStatus, ...] = ()
+    restored: str = ""
     problem: str = ""
     hint: str = ""
 
@@ -69,7 +72,7 @@ class LedgerStatus:
 def read_ledger(folder: Path) -> LedgerStatus:
     """Look at the ledger in a state directory, whether a daemon works with it or not."""
     try:
-        heads = noted_heads(folder)
+        mark, heads = read_mark(folder), noted_heads(folder)
         if not heads and not (folder / LEDGER_NAME).exists():
             return LedgerStatus()  # the node has not been started yet
         with open_to_read(folder) as ledger:
@@ -81,6 +84,7 @@ def read_ledger(folder: Path) -> LedgerStatus:
         entries=len(entries),
         head=entries[-1].hash.hex() if entries else "",
         data_sets=tuple(_status_of(account, entries) for account in accounts),
+        restored=f"restored from {mark.copied}: {WAITS}" if mark else "",
         problem=f"{problem.message} [{problem.code}]" if problem else "",
         hint=problem.hint if problem else "",
     )

@@ -15,7 +15,8 @@ The rules:
    They leave after they were charged to the ledger, and noised here where the mode says so.
 6. A refusal or failure leaves as a stable code, and its reason stays here. Where a mode protects
    the whole update of an app that is not ours, it leaves as one code, at the price of an update.
-7. A full disk is nobody's failure: the instruction stays open.
+7. What the server has closed while it was answered is dropped before it is charged.
+8. A full disk is nobody's failure: the instruction stays open.
 
 Methods block, and may be called from several threads; the messages of one run go one at a time.
 """
@@ -89,6 +90,7 @@ class Node:
         )
         for head in store.list_heads():
             charges.verify_known(head)
+        self._answering: dict[str, bool] = {}  # by message: whether it was closed meanwhile
         self._locks: dict[str, threading.RLock] = {}
         self._locks_guard = threading.Lock()
 
@@ -171,7 +173,7 @@ class Node:
         """Answer an instruction; the answer is stored before this returns.
 
         Raises:
-            ProtocolError: the instruction breaks a rule of the wire.
+            ProtocolError: the instruction breaks a rule of the wire, or was closed meanwhile.
             UnavailableError: the disk is full, or the like: try again later.
         """
         self.verify_instruction(head)
@@ -179,6 +181,7 @@ class Node:
             entry = self._replies.find(head)
             if entry is not None:
                 return entry
+            self._answering[head.message_id] = False
             try:
                 return self._answered(head, payload)
             except UnavailableError as error:
@@ -186,7 +189,11 @@ class Node:
                     raise  # nothing is decided: a full disk, or this daemon stops
                 return self._replies.store_error(head, error)
             except TacitError as error:
+                if self._answering[head.message_id]:
+                    raise  # nobody waits for an answer
                 return self._replies.store_error(head, error)
+            finally:
+                del self._answering[head.message_id]
 
     def refuse(self, head: fleet_pb2.InstructionHead, error: TacitError) -> OutboxEntry:
         """Store, as the answer to an instruction that was not even fetched, that it is refused.
@@ -249,7 +256,13 @@ class Node:
             return self._replies.store_answer(self._renewed(release), answer, now, noising=noising)
 
     def _renewed(self, release: Release) -> Release:
-        """Return a release under the owner's present word: it may have become no meanwhile."""
+        """Return a release under the owner's present word: it may have become no meanwhile.
+
+        Raises:
+            ProtocolError: the server has closed the message meanwhile: it is not charged for.
+        """
+        if self._answering[release.instruction.message_id]:
+            raise ProtocolError("E-MESSAGE-CLOSED", "the message was closed while it was answered")
         run = self._runs.known(release.instruction.run_id)
         return dataclasses.replace(release, verdict=run.verdict)
 
@@ -300,9 +313,17 @@ class Node:
         """Note that the server has given a receipt for an answer."""
         self.store.mark_received(message_id, self._around.clock())
 
-    def close_message(self, message_id: str) -> None:
-        """Forget an answer that is committed or no longer wanted, and its noise key."""
-        self._replies.forget(message_id)
+    def close_message(self, message_id: str, unused: str = "") -> None:
+        """Forget an answer that is committed or no longer wanted, and its noise key.
+
+        Args:
+            message_id: whose.
+            unused: why nothing came of it; empty if the server has committed it. Without a receipt
+                the ledger then says that the charge was aborted, which lowers nothing.
+        """
+        if message_id in self._answering:
+            self._answering[message_id] = True
+        self._replies.forget(message_id, unused=unused)
 
     def end_run(self, run_id: str, status: str, reason: str = "") -> bool:
         """Forget what a finished run needed; its split and its decisions stay.

@@ -172,6 +172,9 @@ def _ledger(folder: Path) -> Finding:
         for each in status.data_sets
     )
     text = f"{status.entries} entries" + (f"; {spent}" if spent else "")
+    if status.restored:
+        text, hint = f"{text}; {status.restored}", "Start it, with the server running."
+        return Finding(subject="ledger", grade=Grade.WARNING, text=text, hint=hint)
     return Finding(subject="ledger", grade=Grade.OK, text=text)
 
 

@@ -20,11 +20,12 @@ from tacit.client.outbox import Outbox, StoredPayload
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
 from tacit.client.update import CONCEALED, Noising, noise_reply
 from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
+from tacit.privacy.ledger_entries import ChargeKey
 from tacit.protos import fleet_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from tacit.client.charges import Charges
@@ -196,6 +197,7 @@ class Replies:
         )
         if old is not None and old.payload_file != entry.payload_file:
             self.outbox.remove(old.payload_file)
+        self._abort_replaced(old, entry)
         if state is not None and run.state_file != state[1]:
             self._states.remove(run.state_file)
         return entry
@@ -283,19 +285,43 @@ class Replies:
         self._store.save_reply(entry, decision, charged=charged)
         if old is not None:
             self.outbox.remove(old.payload_file)
+        self._abort_replaced(old, entry)
         return entry
 
-    def forget(self, message_id: str) -> None:
-        """Drop a reply that is committed or no longer wanted, and its noise key."""
+    def _abort_replaced(self, old: OutboxEntry | None, new: OutboxEntry) -> None:
+        """Note that a charged attempt came to nothing, if another one has taken its place."""
+        if old is not None and old.attempt != new.attempt and _is_undelivered(old):
+            self._charges.abort([_key(old)], "another attempt took its place without a receipt")
+
+    def forget(self, message_id: str, *, unused: str = "") -> None:
+        """Drop a reply that is committed or no longer wanted, and its noise key.
+
+        Args:
+            message_id: whose.
+            unused: why nothing came of it; empty if the server has committed it.
+        """
+        unanswered = self._store.list_unanswered(message_id)
         entry = self._store.forget_message(message_id)
         if entry is not None:
             self.outbox.remove(entry.payload_file)
+        if unused:  # only now: nothing can leave under these charges any more
+            self._abort(unanswered, [] if entry is None else [entry], unused)
+
+    def _abort(
+        self, unanswered: Iterable[tuple[str, int]], entries: Iterable[OutboxEntry], reason: str
+    ) -> None:
+        keys = [_key(entry) for entry in entries if _is_undelivered(entry)]
+        keys += [ChargeKey(_run_of(message), message, attempt) for message, attempt in unanswered]
+        self._charges.abort(keys, reason)
 
     def forget_run(self, run_id: str, status: str, reason: str) -> None:
         """Drop every reply, key and state of a run that is over."""
         run = self._store.load_run(run_id)
-        for entry in self._store.end_run(run_id, status, reason):
+        unanswered = self._store.list_unanswered(f"{run_id}.%")
+        entries = self._store.end_run(run_id, status, reason)
+        for entry in entries:
             self.outbox.remove(entry.payload_file)
+        self._abort(unanswered, entries, f"no receipt had come when the run ended ({status})")
         if run is not None:
             self._states.remove(run.state_file)
 
@@ -303,6 +329,23 @@ class Replies:
 def _code_of(reason: str, *, foreign: bool) -> str:
     allowed = reason in _FOREIGN_CODES or (not foreign and _CODE.fullmatch(reason) is not None)
     return reason if allowed else "E-APP-FAILED"
+
+
+def _is_undelivered(entry: OutboxEntry) -> bool:
+    """Whether an answer was released, and the server has given no receipt for it.
+
+    A failure that was charged is not meant: the server closes a message as it takes a failure, so
+    that nobody can tell here whether it was heard.
+    """
+    return bool(entry.payload_file) and entry.received_at_s is None
+
+
+def _key(entry: OutboxEntry) -> ChargeKey:
+    return ChargeKey(entry.run_id, entry.message_id, entry.attempt)
+
+
+def _run_of(message_id: str) -> str:
+    return message_id.partition(".")[0]
 
 
 def _entry(

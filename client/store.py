@@ -285,6 +285,20 @@ class Store:
             self._empty_log()
         return entry
 
+    def list_unanswered(self, pattern: str) -> list[tuple[str, int]]:
+        """Return the attempts with a noise key of which no answer was ever stored.
+
+        Args:
+            pattern: which messages, in terms of SQL's LIKE.
+        """
+        rows = self._rows(
+            "SELECT message_id, attempt FROM noise_keys AS k WHERE message_id LIKE ? AND NOT EXISTS"
+            " (SELECT 1 FROM releases AS r WHERE r.message_id = k.message_id"
+            " AND r.attempt = k.attempt)",
+            pattern,
+        )
+        return [(str(row[0]), int(row[1])) for row in rows]
+
     def count_releases(self, run_id: str, message_type: str) -> int:
         """Return how many replies to this kind of message have been released in a run."""
         rows = self._rows(
