@@ -110,7 +110,7 @@ def _warnings(clean: CleanRaw, subject: str) -> tuple[str, ...]:
     if clean.subjects and len(set(clean.subjects)) < len(clean.subjects):
         told = (
             f"the run's unit is the record, and some subjects (column {subject}) have several: "
-            "its epsilon bounds each record by itself, not a subject's records together"
+            "whatever it promises, it promises each record by itself, not a subject's together"
         )
         return (told, *warnings)
     return warnings
