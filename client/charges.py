@@ -299,7 +299,7 @@ class Charges:
         if open_run:
             return None
         return fleet_pb2.Claim(
-            unit="record",
+            unit=(specification.privacy.unit or PrivacyUnit.RECORD).value,
             relation=Relation.ADD_REMOVE.value,
             side=Side.VALIDATION.value,
             epsilon=math.inf,

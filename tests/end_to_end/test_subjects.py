@@ -126,6 +126,10 @@ def test_a_run_per_subject_costs_each_subject_what_the_plan_says(played: Federat
         assert {(c["unit"], c["split_unit"]) for c in charges} == {("subject", "subject")}
         assert {c["clip"] for c in charges} == {plan.clip, evaluation.query.clip}
     assert heavy_sides == {"train", "validation"}
+    alone = played.tacit("client", "compare", run_id, "--home", played.root / "north", "--json")
+    assert alone.code == 0, alone.err
+    north = subjects_by_side(played.root / "north", run_id, "north")
+    assert alone.json["held_out"] == north["validation"].total()
     claims = played.tacit("run", "show", run_id, "--json").json["manifest"]["claims"]
     assert {claim["unit"] for sides in claims.values() for claim in sides.values()} == {"subject"}
     assert claims["north"]["train"]["epsilon"] == pytest.approx(plan.epsilon, rel=1e-6)
