@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ DataOption = Annotated[
         help="One file per owner in a folder (default: beside run.toml), or one file to deal out.",
     ),
 ]
+OwnerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--owner",
+        help="An owner's client.toml, which every owner of the trial then holds: its [policy], "
+        "and what it declares of the run's data set. Without --data, its own records are dealt "
+        "out.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="The run folder (default: runs/NAME-XXXXXXXX).")
 ]
@@ -51,6 +61,7 @@ def command(
     *,
     clients: ClientsOption = None,
     data: DataOption = None,
+    owner: OwnerOption = None,
     out: OutOption = None,
     workers: WorkersOption = 1,
     json: JsonOption = False,
@@ -61,6 +72,11 @@ def command(
     and no isolation. Ends with a table of the federated model, each owner alone, all data pooled
     and a trivial guess, since here all data are in one place. A run without [training], as with an
     app of one's own, has no built-in training to compare with, and ends without the table.
+
+    Without --owner the owners allow all that the run asks for, and their data are as they are. With
+    it they refuse, clean, group by subject and charge as that client.toml says; where it asks a
+    person, this command says yes. A subject's records are dealt to one owner, and the declared
+    `records` is shared out with them.
     """
     configure_logging("simulate", level="WARNING")
     with foreign_output_aside():
@@ -69,7 +85,9 @@ def command(
     folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
     rounds = specification.participation.rounds
     with foreign_output_aside(), RoundProgress(rounds, quiet=json) as progress:
-        trial = Trial(file=file, checked=checked, folder=folder, data=data, clients=clients)
+        trial = Trial(
+            file=file, checked=checked, folder=folder, data=data, owner=owner, clients=clients
+        )
         done, comparison = _tried(trial, workers=workers, progress=progress)
     _report(specification, done, comparison, json=json)
 
@@ -81,13 +99,14 @@ class Trial:
     Attributes:
         file, checked: the run.toml, and what it resolves to.
         folder: the run folder; new or empty.
-        data, clients: the options of these names.
+        data, owner, clients: the options of these names.
     """
 
     file: Path
     checked: Checked
     folder: Path
     data: Path | None
+    owner: Path | None
     clients: int | None
 
 
@@ -112,6 +131,7 @@ def _tried(
 
         owners = _owners(trial)
         initial = trial.file.parent / specification.initial if specification.initial else None
+        split_key = os.urandom(32)
         done = simulate(
             specification,
             owners,
@@ -120,27 +140,32 @@ def _tried(
             initial=initial,
             workers=workers,
             watch=watch,
+            split_key=split_key,
         )
     training = specification.training
     if training is None or training.validation_fraction == 0:
         return done, None
     from tacit.simulation.comparison import compare  # noqa: PLC0415
 
-    sets = {owner.name: owner_sets(specification, owner) for owner in owners}
+    sets = {owner.name: owner_sets(specification, owner, split_key=split_key) for owner in owners}
     return done, compare(specification, sets, done.folder)
 
 
 def _owners(trial: Trial) -> list[Owner]:
     from tacit.simulation.owners import bare_owners, owners_in  # noqa: PLC0415 - see _tried
+    from tacit.simulation.rules import load_rules  # noqa: PLC0415 - see _tried
 
     specification = trial.checked.specification
+    rules = None if trial.owner is None else load_rules(trial.owner, specification)
     if specification.data is None:
-        return bare_owners(trial.clients)
+        return bare_owners(trial.clients, rules)
+    own = trial.file.parent if rules is None or rules.data_set is None else rules.data_set.path
     return owners_in(
-        trial.data or trial.file.parent,
+        trial.data or own,
         specification,
         clients=trial.clients,
         scratch=trial.folder / "shares",
+        rules=rules,
     )
 
 

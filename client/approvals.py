@@ -32,6 +32,8 @@ from tacit.privacy.spec import BUILT_MODES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tacit.client.configuration import DataSet
+
 WEIGHT = "num-examples"  # leaves as 1 under client-local; see client/update.py
 BUILT_IN_APP = "tacit.learning.app:app"
 
@@ -127,15 +129,32 @@ def _columns_are_allowed(offer: Offer, config: ClientConfig) -> None:
         )
 
 
-def subject_is_declared(offer: Offer, config: ClientConfig) -> None:
-    """Refuse a run per subject where the owner names no subjects (``E-POLICY-SUBJECT``)."""
-    data_set = config.data_sets.get(offer.specification.data_set)
-    by_subject = offer.specification.privacy.unit is PrivacyUnit.SUBJECT
-    if by_subject and (data_set is None or not data_set.subject):
+def _unit_is_the_owners(offer: Offer, config: ClientConfig) -> None:
+    verify_unit(offer.specification, config.data_sets.get(offer.specification.data_set))
+
+
+def verify_unit(specification: RunSpec, data_set: DataSet | None) -> None:
+    """Refuse a run per subject where the owner names no subjects, and one per record where they do.
+
+    A bound per record says nothing of a person with several: the owner's budget is per subject.
+
+    Raises:
+        RefusedError: E-POLICY-SUBJECT.
+    """
+    privacy, column = specification.privacy, "" if data_set is None else data_set.subject
+    if privacy.unit is PrivacyUnit.SUBJECT and not column:
         raise RefusedError(
             "E-POLICY-SUBJECT",
             "expected a data set with a subject column: the run's unit is the subject",
             hint="Declare it in client.toml: subject = the column that says whose record it is.",
+        )
+    if privacy.unit is PrivacyUnit.RECORD and privacy.mode is not PrivacyMode.NONE and column:
+        raise RefusedError(
+            "E-POLICY-SUBJECT",
+            f'expected privacy.unit = "subject", since one subject (column {column} of '
+            'client.toml) may have several records, got "record"',
+            hint='Ask the operator for a run with unit = "subject" and most_records = the most '
+            "records that count of one subject.",
         )
 
 
@@ -325,7 +344,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _mechanism_is_built,
     _data_set_exists,
     _columns_are_allowed,
-    subject_is_declared,
+    _unit_is_the_owners,
     _epsilon_has_room,
     _budget_has_room,
     _delta_is_small,

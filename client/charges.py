@@ -26,7 +26,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError
+from tacit.core.errors import ProtocolError, RefusedError, TacitError
 from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
@@ -94,7 +94,7 @@ class Charges:
         try:
             terms = self._terms(specification, data_set)
             for charge in self._whole_run(specification, run_id, data_set):
-                self._verify_room(charge, terms)
+                self._ledger.preview(charge, terms)
         except RefusedError as error:
             return error
         return None
@@ -111,7 +111,7 @@ class Charges:
             return  # the run uses no data set of this node, and promises nothing
         charge = self._charge_of(release, data_set)
         if charge is not None:
-            self._verify_room(charge, self._terms(specification, data_set))
+            self._ledger.preview(charge, self._terms(specification, data_set))
 
     def verify_unspent(self, head: fleet_pb2.InstructionHead) -> None:
         """Check that an attempt whose noise would be drawn now was not charged before.
@@ -209,19 +209,6 @@ class Charges:
             TrustError: the ledger was rolled back, replaced or damaged.
         """
         self._ledger.check_against(head)
-
-    def _verify_room(self, charge: Charge, terms: Terms) -> None:
-        if terms.data_set in self._ledger.data_sets():
-            self._ledger.preview(charge)
-            return
-        epsilon = epsilon_of_events((charge.mechanism,), charge.delta)
-        if epsilon > terms.budget * (1 + 1e-9):
-            raise BudgetError(
-                "E-LEDGER-BUDGET",
-                f"{terms.data_set}: expected at most epsilon {terms.budget:g} over all runs, got "
-                f"{epsilon:.4g}",
-                hint="Ask for more noise or fewer rounds.",
-            )
 
     def _terms(self, specification: RunSpec, data_set: DataSet) -> Terms:
         name, delta = specification.data_set, specification.privacy.delta or 0.0
@@ -344,7 +331,7 @@ class Charges:
         if open_run:
             return None
         return fleet_pb2.Claim(
-            unit="record",
+            unit=(specification.privacy.unit or PrivacyUnit.RECORD).value,
             relation=Relation.ADD_REMOVE.value,
             side=Side.VALIDATION.value,
             epsilon=math.inf,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tacit.client.approvals import verify_unit
 from tacit.client.charges import head_of
 from tacit.client.configuration import (
     CHANGED,
@@ -311,6 +312,10 @@ def _run(config: ClientConfig, run: Path, *, confined: bool) -> Iterator[Finding
         return
     if confined:
         yield from _code(f"code of {run.name}", specification, config)
+    try:
+        verify_unit(specification, config.data_sets.get(specification.data_set))
+    except TacitError as error:
+        yield _wrong(f"unit of {run.name}", error)
     yield from _contract(subject, specification, config)
 
 

@@ -52,7 +52,7 @@ def prepare_data(job: PrepareJob) -> None:
             "expected a data set with a subject column: the run's unit is the subject",
             hint="name it in client.toml: subject = ...",
         )
-    raw = load_raw(_source(data_set), specification.data)
+    raw = load_raw(source_of(data_set), specification.data)
     clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
     prepared = encode(specification.data, clean.raw, row_numbers=clean.row_numbers)
     training = specification.training or TrainingSpec(learning_rate=1.0)
@@ -92,7 +92,7 @@ def survey_data(job: PrepareJob) -> dict[str, object]:
     from tacit.learning.loaders import RawImages, load_raw  # noqa: PLC0415 - see prepare_data
 
     # a table; no word of this contract is used
-    raw = load_raw(_source(job.data_set), DataSpec(classes=()))
+    raw = load_raw(source_of(job.data_set), DataSpec(classes=()))
     data_set = job.data_set
     clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
     if isinstance(clean.raw, RawImages):
@@ -110,13 +110,14 @@ def _warnings(clean: CleanRaw, subject: str) -> tuple[str, ...]:
     if clean.subjects and len(set(clean.subjects)) < len(clean.subjects):
         told = (
             f"the run's unit is the record, and some subjects (column {subject}) have several: "
-            "its epsilon bounds each record by itself, not a subject's records together"
+            "whatever it promises, it promises each record by itself, not a subject's together"
         )
         return (told, *warnings)
     return warnings
 
 
-def _source(data_set: DataSet) -> Source:
+def source_of(data_set: DataSet) -> Source:
+    """Return where a data set lies and how it is written, as loaders take it."""
     from tacit.learning.loaders import Source  # noqa: PLC0415 - see prepare_data
 
     return Source(

@@ -75,9 +75,19 @@ class DataError(TacitError):
 
 
 class RefusedError(TacitError):
-    """The owner's policy, or a step that cannot be applied, said no: fail closed."""
+    """The owner's policy, or a step that cannot be applied, said no: fail closed.
+
+    Attributes:
+        problems: one line per reason, where several are known at once.
+    """
 
     exit_code = 4
+
+    def __init__(
+        self, code: str, message: str, *, problems: tuple[str, ...] = (), hint: str = ""
+    ) -> None:
+        super().__init__(code, message, hint=hint)
+        self.problems = problems
 
 
 class BudgetError(RefusedError):

@@ -75,12 +75,7 @@ def divide(
     """
     if subjects is not None and not split.by_subject:
         raise ValueError("expected a split by subject: another one may cut a subject in two")
-    if len(prepared.labels) > records:
-        raise DataError(
-            "E-DATA-MORE-THAN-DECLARED",
-            f"expected at most {records} records, as client.toml declares, and there are more",
-            hint="raise `records` of the data set: it bounds delta and scales every step",
-        )
+    verify_declared(len(prepared.labels), records)
     train, validation = (
         Examples(
             features=prepared.features[side],
@@ -92,6 +87,20 @@ def divide(
     return PreparedSets(
         train=train, validation=validation, records=records, feature_names=prepared.feature_names
     )
+
+
+def verify_declared(count: int, records: int) -> None:
+    """Check that there are no more records than client.toml declares.
+
+    Raises:
+        DataError: there are (``E-DATA-MORE-THAN-DECLARED``).
+    """
+    if count > records:
+        raise DataError(
+            "E-DATA-MORE-THAN-DECLARED",
+            f"expected at most {records} records, as client.toml declares, and there are more",
+            hint="raise `records` of the data set: it bounds delta and scales every step",
+        )
 
 
 def _numbered(names: Sequence[str]) -> Int64Array:

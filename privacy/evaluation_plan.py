@@ -4,6 +4,9 @@ Each owner sums over their validation records: right answers, wrong answers, and
 record's cut at a public bound. The sums leave with noise, one release per evaluation; nobody
 divides before the sums of all owners are added, since a mean of noised ratios is biased.
 
+Where the unit is the subject, a subject's records are added before the cut: one with many weighs
+about as much as one record, and accuracy and loss are means over subjects weighed so.
+
 Trusts: the specification as the owner approved it. Never the data: nothing here can see how many
 records there are, and the noise is the same at every owner.
 Promises: ``evaluation.epsilon`` covers every evaluation of the run together, at the run's delta, on

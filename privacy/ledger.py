@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 
 from tacit.core.errors import RefusedError, TrustError, UnavailableError
 from tacit.core.files import sync_path
-from tacit.privacy.ledger_account import Account, Book, Held, verify_lower
+from tacit.privacy.ledger_account import Account, Book, Held, verify_lower, verify_terms
 from tacit.privacy.ledger_entries import (
     FIRST_PREVIOUS,
     Abort,
@@ -168,7 +168,7 @@ class Ledger:
                 self._append(terms)
             else:
                 known = self._book.terms(terms.data_set)
-                _verify_terms(terms, known)
+                verify_terms(terms, known)
                 if terms.budget != known.budget:
                     self._append(Budget(data_set=terms.data_set, budget=terms.budget))
         return self.account(terms.data_set)
@@ -314,16 +314,17 @@ class Ledger:
         with self._fresh():
             return self._book.held(key)
 
-    def preview(self, charge: Charge) -> Cost:
-        """Return what a charge would cost, and whether it has room, without writing it.
+    def preview(self, charge: Charge, terms: Terms) -> Cost:
+        """Return what a charge would cost on these terms, if it has room, without writing either.
 
         Raises:
-            BudgetError, RefusedError: as :meth:`reserve`.
+            BudgetError, RefusedError: as :meth:`open_data_set` and :meth:`reserve`.
         """
         with self._fresh():
-            self._book.verify_charge(charge)
-            cost = self._book.cost(charge, charge.mechanism)
-            self._book.verify_room(charge, cost)
+            book = self._book.on(terms)
+            book.verify_charge(charge)
+            cost = book.cost(charge, charge.mechanism)
+            book.verify_room(charge, cost)
             return cost
 
     def rows(self, *, since: int = -(2**63)) -> list[Row]:
@@ -465,25 +466,6 @@ def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:
     previous = after[-1].hash if after else FIRST_PREVIOUS
     content = content_of(body, at_s=at_s)
     return Row(sequence, previous, content, link_hash(sequence, previous, content))
-
-
-def _verify_terms(terms: Terms, known: Terms) -> None:
-    if terms.delta != known.delta:
-        raise RefusedError(
-            "E-LEDGER-DELTA",
-            f"expected delta {known.delta:g}, that of {known.data_set} for life, "
-            f"got {terms.delta:g}",
-            hint="Put the delta back in client.toml: epsilons at different deltas have no sum.",
-        )
-    for name in ("records", "unit"):
-        if getattr(terms, name) != getattr(known, name):
-            raise RefusedError(
-                "E-LEDGER-TERMS",
-                f"expected {name} of {known.data_set} as it was when its account was opened "
-                f"({getattr(known, name)}), got {getattr(terms, name)}",
-                hint="Put it back in client.toml. Records that are new in every respect make a "
-                "data set of another name.",
-            )
 
 
 def _conflict(key: ChargeKey, known: Entry) -> Entry:

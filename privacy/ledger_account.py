@@ -228,6 +228,21 @@ class Book:
             )
         return self._pages[data_set].terms
 
+    def on(self, terms: Terms) -> Book:
+        """Return this book with an account that is open on these terms; this one stays as it is.
+
+        Raises:
+            RefusedError: the account is open on other terms; see :func:`verify_terms`.
+        """
+        charges: dict[ChargeKey, Held] = {}
+        if terms.data_set in self._pages:
+            verify_terms(terms, self.terms(terms.data_set))
+            charges = self._pages[terms.data_set].charges
+        book = Book()
+        book.ledger, book._keys, book._exposed = self.ledger, self._keys, self._exposed
+        book._pages = self._pages | {terms.data_set: _Pages(terms=terms, charges=charges)}
+        return book
+
     def exposed(self, data_set: str) -> tuple[str, ...]:
         """Return the runs that released something of a data set without noise."""
         return tuple(dict.fromkeys(self._exposed.get(data_set, ())))
@@ -350,7 +365,7 @@ def mechanism_for(charge: Charge, mechanism: Mechanism, *, unit: Unit) -> Mechan
             "E-LEDGER-UNIT",
             f"expected a bound per {unit.value}, got one per {charge.unit.value} and no bound on "
             f"how many of those one {unit.value} may have",
-            hint=f"Use privacy.unit = {unit.value!r}, or bound the records per {unit.value}.",
+            hint=f'The run must name privacy.unit = "{unit.value}".',
         )
     return _scaled(mechanism, charge.most_records)
 
@@ -372,6 +387,30 @@ def _scaled(mechanism: Mechanism, times: int) -> Mechanism:
             return dataclasses.replace(mechanism, rho=mechanism.rho * times**2)
         case _:
             assert_never(mechanism)
+
+
+def verify_terms(terms: Terms, known: Terms) -> None:
+    """Check that an account's terms for life are what they were; the budget alone may change.
+
+    Raises:
+        RefusedError: another delta (``E-LEDGER-DELTA``), bound or unit (``E-LEDGER-TERMS``).
+    """
+    if terms.delta != known.delta:
+        raise RefusedError(
+            "E-LEDGER-DELTA",
+            f"expected delta {known.delta:g}, that of {known.data_set} for life, "
+            f"got {terms.delta:g}",
+            hint="Put the delta back in client.toml: epsilons at different deltas have no sum.",
+        )
+    for name in ("records", "unit"):
+        if getattr(terms, name) != getattr(known, name):
+            raise RefusedError(
+                "E-LEDGER-TERMS",
+                f"expected {name} of {known.data_set} as it was when its account was opened "
+                f"({getattr(known, name)}), got {getattr(terms, name)}",
+                hint="Put it back in client.toml. Records that are new in every respect make a "
+                "data set of another name.",
+            )
 
 
 def verify_lower(mechanism: Mechanism, *, than: Mechanism) -> None:

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 MAX_EPSILON = 1e6  # a trial on data that its user holds anyway: the owners' policies come later
 
+_HINTS = {"E-POLICY-SUBJECT": "Give a client.toml that names the column: --owner FILE."}
+
 Watch = Callable[[Event], None]
 
 
@@ -123,6 +125,7 @@ def simulate(
     initial: Path | None = None,
     workers: int = 1,
     watch: Watch = lambda _: None,
+    split_key: bytes = b"",
 ) -> Simulated:
     """Run a specification among simulated owners; return what it left in ``out``.
 
@@ -134,6 +137,7 @@ def simulate(
         initial: initial weights of a run with an app of its own.
         workers: how many owners train at once, each in a process; 1 trains in this one.
         watch: told every event.
+        split_key: the owners' key for hashes of rows and columns, 32 bytes; empty makes one.
 
     Raises:
         RefusedError: an owner's node does not approve the run; the message says why.
@@ -149,9 +153,11 @@ def simulate(
     set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
     tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
     with ExitStack() as stack:
-        runner = _runner(stack, workers)
+        runner, key = _runner(stack, workers), split_key or os.urandom(32)
         nodes = {
-            owner.node_id: _open_node(stack, specification, owner, out, runner=runner())
+            owner.node_id: _open_node(
+                stack, specification, owner, out, runner=runner(), split_key=key
+            )
             for owner in owners
         }
         for node_id, node in nodes.items():
@@ -252,7 +258,13 @@ def _runner(stack: ExitStack, workers: int) -> Callable[[], AppRunner]:
 
 
 def _open_node(
-    stack: ExitStack, specification: RunSpec, owner: Owner, out: Path, *, runner: AppRunner
+    stack: ExitStack,
+    specification: RunSpec,
+    owner: Owner,
+    out: Path,
+    *,
+    runner: AppRunner,
+    split_key: bytes,
 ) -> Node:
     make_private_folder(out / "owners")
     folder = out / "owners" / owner.name
@@ -270,14 +282,14 @@ def _open_node(
         isolated=False,
         clock=time.time,
         fresh_key=lambda: os.urandom(32),
-        split_key=os.urandom(32),
+        split_key=split_key,
         ledger=ledger,
         public_key=key.public_key().public_bytes_raw(),
     )
-    config = ClientConfig(
-        data_sets={specification.data_set: replace(owner.data_set, budget=MAX_EPSILON)},
-        policy=_policy(specification),
-    )
+    data_set, policy = owner.data_set, owner.policy
+    if policy is None:
+        data_set, policy = replace(data_set, budget=MAX_EPSILON), _policy(specification)
+    config = ClientConfig(data_sets={specification.data_set: data_set}, policy=policy)
     return Node(node_id=owner.node_id, config=config, store=store, around=around)
 
 
@@ -298,6 +310,8 @@ def _policy(specification: RunSpec) -> Policy:
 
 def _offer(node: Node, name: str, run_id: str, canonical: bytes, tell: _Journal) -> None:
     judgement = node.offer(run_id, canonical, specification_sha256(canonical))
+    if judgement.verdict is Verdict.PENDING:
+        judgement = node.approve(run_id)  # the person to ask is whoever makes the trial
     tell(
         "node_decided",
         {
@@ -308,4 +322,8 @@ def _offer(node: Node, name: str, run_id: str, canonical: bytes, tell: _Journal)
         },
     )
     if judgement.verdict is not Verdict.APPROVED:
-        raise RefusedError(judgement.code, f"{name} does not approve the run: {judgement.reason}")
+        raise RefusedError(
+            judgement.code,
+            f"{name} does not approve the run: {judgement.reason}",
+            hint=_HINTS.get(judgement.code, ""),
+        )

@@ -1,8 +1,7 @@
-"""The owners of a simulated federation: whose data, and how one data set is shared out for a trial.
+"""The owners of a simulated federation: whose data, by whose rules.
 
-Owners come from a folder (one CSV or Parquet file each), or one file is dealt out: record by record
-after a seeded shuffle, so that every owner's share looks like the whole. Real owners never do; use
-a folder where it matters.
+Owners come from a folder (one file each), or one file is dealt out (``dealing.py``). Without a
+client.toml they have no rules and no limits: what a trial of a run needs, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import importlib.resources
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +18,32 @@ import numpy as np
 
 from tacit.client.configuration import DataFormat, DataSet
 from tacit.client.preparation import PREPARED_NAME, PrepareJob
-from tacit.client.prepare import prepare_data
+from tacit.client.prepare import prepare_data, source_of
 from tacit.core.errors import UnavailableError, UsageError
 from tacit.core.files import make_private_folder
 from tacit.core.specification import canonical_json
-from tacit.learning.contract import encode
-from tacit.learning.loaders import Source, load_raw
-from tacit.learning.prepared import PreparedSets, load_prepared
+from tacit.learning.cleaning import clean_raw
+from tacit.learning.contract import canonical_texts, encode
+from tacit.learning.loaders import RawImages, load_raw
+from tacit.learning.prepared import PreparedSets, load_prepared, verify_declared
+from tacit.simulation.dealing import (
+    count_records,
+    deal_records,
+    deal_subjects,
+    verify_lines,
+    write_share,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tacit.core.specification import RunSpec
+    from tacit.client.configuration import Policy
+    from tacit.core.specification import DataSpec, RunSpec
+    from tacit.simulation.rules import Rules
 
 FORMATS = {".csv": DataFormat.CSV, ".parquet": DataFormat.PARQUET, ".npz": DataFormat.NPZ}
 LARGEST_NODE_ID = (1 << 63) - 1
+_NOT_DECLARED = (
+    1 << 40
+)  # without rules the bound is the count, which is taken when the file is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +52,13 @@ class Owner:
 
     Attributes:
         name: what the tables call them.
-        data_set: where their records are.
+        data_set: where their records are, and what happens to each.
+        policy: what their node allows; None allows all that the trial needs, without a budget.
     """
 
     name: str
     data_set: DataSet
+    policy: Policy | None = None
 
     @property
     def node_id(self) -> int:
@@ -61,7 +73,12 @@ def heart_folder() -> Path:
 
 
 def owners_in(
-    path: Path, specification: RunSpec, *, clients: int | None, scratch: Path
+    path: Path,
+    specification: RunSpec,
+    *,
+    clients: int | None,
+    scratch: Path,
+    rules: Rules | None = None,
 ) -> list[Owner]:
     """Return the owners of a folder of files, or deal one file out to ``clients`` owners.
 
@@ -71,34 +88,42 @@ def owners_in(
             training seed deals it out.
         clients: how many owners.
         scratch: the folder in which shares of one file are put.
+        rules: of an owner; they hold for all, each with files of their own. The declared bound on
+            records is one file's; shares of a file share it.
 
     Raises:
         UnavailableError: there are no data.
         UsageError: the number of clients does not fit.
-        DataError: one file for all breaks the data contract; rows are its own.
+        DataError: one file for all breaks the data contract or the rules; rows are its own.
     """
+    policy = None if rules is None else rules.policy
     if path.is_dir():
-        return _owners_of_folder(path, clients)
+        sets = [_data_set(file, rules) for file in _files_in(path, clients)]
+        if rules is None:
+            sets = [replace(each, records=max(1, count_records(each))) for each in sets]
+        return [Owner(name=each.path.stem, data_set=each, policy=policy) for each in sets]
     if not path.is_file():
         raise UnavailableError("E-DATA-MISSING", f"expected data at {path}, found nothing there")
+    if clients is None:
+        raise UsageError("E-USAGE", "one file is dealt out to --clients N owners: give N")
+    whole = _data_set(path, rules)
+    return _dealt_out(whole, specification, clients=clients, scratch=scratch, policy=policy)
+
+
+def _data_set(path: Path, rules: Rules | None) -> DataSet:
+    declared = None if rules is None else rules.data_set
+    if declared is not None and declared.path == path:
+        return declared
     if path.suffix not in FORMATS:
         raise UsageError(
             "E-DATA-FORMAT", f"expected a file of {', '.join(FORMATS)}, got {path.name}"
         )
-    if clients is None:
-        raise UsageError("E-USAGE", "one file is dealt out to --clients N owners: give N")
-    if specification.data is not None:
-        # before it is dealt out: what a share would complain of, its user could not find
-        encode(specification.data, load_raw(_source(path), specification.data))
-    seed = specification.training.seed if specification.training is not None else 0
-    return _dealt_out(path, clients, scratch, seed)
+    if declared is not None:
+        return replace(declared, path=path, format=FORMATS[path.suffix])
+    return DataSet(path=path, format=FORMATS[path.suffix], records=_NOT_DECLARED)
 
 
-def _source(path: Path) -> Source:
-    return Source(path=path, format=FORMATS[path.suffix].value)
-
-
-def bare_owners(clients: int | None) -> list[Owner]:
+def bare_owners(clients: int | None, rules: Rules | None = None) -> list[Owner]:
     """Return owners for a run whose app brings its own data.
 
     Raises:
@@ -106,12 +131,25 @@ def bare_owners(clients: int | None) -> list[Owner]:
     """
     if clients is None:
         raise UsageError("E-USAGE", "expected --clients N for a run without a data contract")
+    data_set, policy = None, None
+    if rules is not None:
+        data_set, policy = rules.data_set, rules.policy
     nothing = DataSet(path=Path(os.devnull), records=1)
-    return [Owner(name=f"owner-{number}", data_set=nothing) for number in range(1, clients + 1)]
+    return [
+        Owner(name=f"owner-{number}", data_set=data_set or nothing, policy=policy)
+        for number in range(1, clients + 1)
+    ]
 
 
-def owner_sets(specification: RunSpec, owner: Owner) -> PreparedSets:
+def owner_sets(
+    specification: RunSpec, owner: Owner, *, split_key: bytes = bytes(32)
+) -> PreparedSets:
     """Return an owner's training and validation records, split as their own node splits them.
+
+    Args:
+        specification: the run.
+        owner: whose records.
+        split_key: what the node had, where the owner's rules hash a column.
 
     Raises:
         DataError: the records break the data contract.
@@ -121,13 +159,13 @@ def owner_sets(specification: RunSpec, owner: Owner) -> PreparedSets:
             specification=canonical_json(specification),
             data_set=owner.data_set,
             folder=Path(folder),
-            split_key=bytes(32),  # keys the hashes of a note that is thrown away here
+            split_key=split_key,
         )
         prepare_data(job)
         return load_prepared(Path(folder) / PREPARED_NAME)
 
 
-def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
+def _files_in(folder: Path, clients: int | None) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix in FORMATS)
     if not files:
         raise UnavailableError(
@@ -142,60 +180,56 @@ def _owners_of_folder(folder: Path, clients: int | None) -> list[Owner]:
             f"expected {len(files)} clients, one for each file in {folder}, got {clients}",
             hint="give one file with --data to deal it out to any number of clients",
         )
-    return [
-        Owner(
-            name=path.stem,
-            data_set=DataSet(path=path, format=FORMATS[path.suffix], records=max(1, _count(path))),
-        )
-        for path in files
-    ]
+    return files
 
 
-def _dealt_out(path: Path, clients: int, scratch: Path, seed: int) -> list[Owner]:
-    form = FORMATS[path.suffix]
+def _dealt_out(
+    whole: DataSet, specification: RunSpec, *, clients: int, scratch: Path, policy: Policy | None
+) -> list[Owner]:
+    # held against the contract before it is dealt out: what a share would complain of, its user
+    # could not find
+    whose = None if specification.data is None else _whose(whole, specification.data)
+    seed = specification.training.seed if specification.training is not None else 0
+    count = count_records(whole)
+    if policy is None:
+        whole = replace(whole, records=count)
+    if whose is None:
+        shares = deal_records(count, clients, seed=seed)
+    else:
+        shares = deal_subjects(*whose, clients, seed=seed)
     scratch.parent.parent.mkdir(parents=True, exist_ok=True)
     make_private_folder(scratch.parent)
     make_private_folder(scratch)
-    count = _count(path)
-    if not 1 <= clients <= count:
-        raise UsageError("E-USAGE", f"expected 1 to {count} clients, got {clients}")
-    order = np.random.default_rng(seed).permutation(count)
     owners = []
-    for number, rows in enumerate(np.array_split(order, clients), start=1):
+    for number, rows in enumerate(shares, start=1):
         name = f"owner-{number:0{len(str(clients))}d}"
-        share = scratch / f"{name}{path.suffix}"
-        _write_share(path, share, np.sort(rows))
-        owners.append(
-            Owner(name=name, data_set=DataSet(path=share, format=form, records=len(rows)))
-        )
+        path = scratch / f"{name}{whole.path.suffix}"
+        write_share(whole, path, rows)
+        records = max(len(rows), -(-whole.records * len(rows) // count))  # rounded up
+        data_set = replace(whole, path=path, records=records)
+        owners.append(Owner(name=name, data_set=data_set, policy=policy))
     return owners
 
 
-def _count(path: Path) -> int:
-    """Count a simulated owner's records; a real owner declares a public bound instead."""
-    if path.suffix == ".csv":
-        return max(0, len(_csv_lines(path)) - 1)
-    if path.suffix == ".parquet":
-        from pyarrow import parquet  # noqa: PLC0415 - a tenth of a second, seldom needed
+def _whose(whole: DataSet, data: DataSpec) -> tuple[list[str], list[bool]] | None:
+    """Hold a file against the contract; return whose record each row is, and whether it counts.
 
-        return int(parquet.ParquetFile(path).metadata.num_rows)
-    with np.load(path, allow_pickle=False) as arrays:
-        return max((len(arrays[name]) for name in arrays.files), default=0)
+    None where the rules name no subjects.
 
-
-def _write_share(path: Path, share: Path, rows: np.ndarray) -> None:
-    if path.suffix == ".csv":
-        header, *lines = _csv_lines(path)
-        share.write_bytes(b"\n".join([header, *(lines[row] for row in rows)]) + b"\n")
-    elif path.suffix == ".parquet":
-        from pyarrow import parquet  # noqa: PLC0415
-
-        parquet.write_table(parquet.read_table(path).take(rows), share)
-    else:
-        with np.load(path, allow_pickle=False) as arrays:
-            np.savez(share, **{name: arrays[name][rows] for name in arrays.files})
-
-
-def _csv_lines(path: Path) -> Sequence[bytes]:
-    """Return the lines of a CSV file but empty ones; quoted line ends are not dealt out."""
-    return [line for line in path.read_bytes().splitlines() if line]
+    Raises:
+        DataError: it breaks the contract or the rules, or holds more than is declared.
+    """
+    raw = load_raw(source_of(whole), data)
+    clean = clean_raw(raw, whole.clean, subject=whole.subject, key=bytes(32))
+    prepared = encode(data, clean.raw, row_numbers=clean.row_numbers)
+    verify_declared(len(prepared.labels), whole.records)
+    if isinstance(raw, RawImages):
+        return None
+    verify_lines(whole, len(raw))
+    if clean.subjects is None:
+        return None
+    texts = canonical_texts(raw[whole.subject]).tolist()
+    kept = (clean.row_numbers - 1).tolist()
+    named = {texts[row]: name for row, name in zip(kept, clean.subjects, strict=True)}
+    counting = np.isin(np.arange(len(texts)), kept).tolist()
+    return [named.get(text, text) for text in texts], counting

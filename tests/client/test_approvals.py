@@ -16,7 +16,7 @@ from tacit.client.approvals import (
     Verdict,
     fingerprint_apps,
     judge,
-    subject_is_declared,
+    verify_unit,
 )
 from tacit.client.backoff import delays
 from tacit.client.configuration import (
@@ -281,7 +281,7 @@ def judged_with(data_set: dict[str, Any], **spec: Any) -> str:
         ({"forbidden": ("weight", "age")}, "E-POLICY-COLUMN"),
         ({"forbidden": ("label",)}, "E-POLICY-COLUMN"),
         ({"subject": "age"}, "E-POLICY-COLUMN"),
-        ({"subject": "patient"}, "approved"),
+        ({"subject": "patient"}, "E-POLICY-SUBJECT"),  # the run's unit is the record
     ],
 )
 def test_forbidden_and_subject_columns_are_denied_at_judgement(
@@ -293,16 +293,23 @@ def test_forbidden_and_subject_columns_are_denied_at_judgement(
 
 def test_the_unit_subject_needs_a_declared_column() -> None:
     """A run per subject on a data set that names none is refused by rule."""
-    offer = Offer(
-        specification=make_spec(privacy=private(unit=PrivacyUnit.SUBJECT)),
-        epsilon=1.0,
-        isolated=True,
-    )
-    config = make_config(HERE)
-    with pytest.raises(RefusedError, match="E-POLICY-SUBJECT"):
-        subject_is_declared(offer, config)
-    declared = replace(config.data_sets["default"], subject="patient")
-    subject_is_declared(offer, replace(config, data_sets={"default": declared}))
+    by_subject = make_spec(privacy=private(unit=PrivacyUnit.SUBJECT, most_records=5))
+    data_set = make_config(HERE).data_sets["default"]
+    for named in (data_set, None):
+        with pytest.raises(RefusedError, match="E-POLICY-SUBJECT"):
+            verify_unit(by_subject, named)
+    verify_unit(by_subject, replace(data_set, subject="patient"))
+
+
+def test_a_promise_per_record_is_none_to_a_subject_with_several() -> None:
+    """Where the owner names subjects, a private run per record is refused; an open one is not."""
+    declared = replace(make_config(HERE).data_sets["default"], subject="patient")
+    with pytest.raises(RefusedError, match="E-POLICY-SUBJECT") as caught:
+        verify_unit(make_spec(), declared)
+    assert "column patient" in caught.value.message
+    assert "most_records" in caught.value.hint
+    verify_unit(make_spec(privacy=open_mode()), declared)
+    verify_unit(make_spec(privacy=private(mode=PrivacyMode.CLIENT_LOCAL)), declared)
 
 
 @pytest.mark.parametrize(

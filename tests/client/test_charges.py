@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tacit.client.approvals import Verdict
+from tacit.client.charges import Charges
 from tacit.client.configuration import AppRule
 from tacit.core.errors import TrustError
 from tacit.core.specification import (
@@ -30,6 +31,7 @@ from tacit.privacy.ledger_entries import Purpose, Reserve, Side, Unit
 from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2
 from tests.client.fakes import (
+    KEY,
     MODEL,
     RUN,
     instruction,
@@ -181,6 +183,40 @@ def test_a_run_beyond_the_budget_is_denied_when_it_is_offered(tmp_path: Path) ->
     judgement = offer(node, make_spec())
     assert (judgement.verdict, judgement.code) == (Verdict.DENIED, "E-LEDGER-BUDGET")
     assert "0.9" in judgement.reason
+
+
+def test_a_bound_per_record_is_none_on_a_budget_per_subject(tmp_path: Path) -> None:
+    """The ledger says so before an app is called, the first run of a data set included."""
+    config = config_of(tmp_path)
+    data_set = dataclasses.replace(config.data_sets["default"], subject="patient")
+    config = dataclasses.replace(config, data_sets={"default": data_set})
+    with open_ledger(tmp_path) as ledger:
+        charges = Charges(ledger, config=config, public_key=KEY.public_key().public_bytes_raw())
+        refusal = charges.refusal(make_spec(), RUN)
+    assert refusal is not None
+    assert refusal.code == "E-LEDGER-UNIT"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"records": 200}, "E-LEDGER-TERMS"),
+        ({"budget": 0.9}, "E-LEDGER-BUDGET"),
+        ({"budget": 2.0}, ""),
+    ],
+)
+def test_what_client_toml_says_now_counts_before_an_app_is_called(
+    tmp_path: Path, changes: dict[str, Any], code: str
+) -> None:
+    """Terms for life that changed deny a run; a budget counts as it is now, lowered or raised."""
+    config = config_of(tmp_path, budget=1.05)
+    node, _ = make_node(tmp_path, config)
+    offer(node, make_spec())
+    node.answer(*instruction(make_spec()))
+    data_set = dataclasses.replace(config.data_sets["default"], **changes)
+    again, _ = make_node(tmp_path, dataclasses.replace(config, data_sets={"default": data_set}))
+    canonical = canonical_json(make_spec())
+    assert again.offer("r-00000002", canonical, specification_sha256(canonical)).code == code
 
 
 def test_two_runs_share_one_budget(tmp_path: Path) -> None:

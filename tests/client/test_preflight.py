@@ -348,6 +348,19 @@ def test_check_reads_the_data_sets(
     assert found.hint or grade is Grade.OK
 
 
+def test_check_finds_a_run_whose_unit_is_not_the_owners(home: Path) -> None:
+    """A data set with a subject column is told before anybody submits a run per record."""
+    (home / "data.csv").write_text(
+        "patient,age,label\n" + "".join(f"p{n // 2},{n},{n % 2}\n" for n in range(40))
+    )
+    (home / "client.toml").write_text(CONFIG + 'subject = "patient"\n')
+    (home / "run.toml").write_text(RUN_TOML)
+    found = check(home, run=home / "run.toml")
+    assert found["unit of run.toml"].grade is Grade.WRONG
+    assert "E-POLICY-SUBJECT" in found["unit of run.toml"].text
+    assert found["contract of run.toml"].grade is Grade.OK
+
+
 def test_check_shows_what_cleaning_does_and_warns_of_identifiers(home: Path) -> None:
     """Counts and column names for the owner, with a run's contract and without; no value."""
     (home / "data.csv").write_text(

@@ -258,6 +258,30 @@ def test_subjects_are_needed_where_they_are_the_unit(sets: PreparedSets) -> None
     assert noised_evaluation(nn.Linear(6, 2), sets.validation, plan, key=KEY, subjects=subjects)
 
 
+@pytest.mark.parametrize("unit", [PrivacyUnit.SUBJECT, PrivacyUnit.RECORD])
+@pytest.mark.parametrize("label", [0, 1])
+def test_twenty_rows_of_a_subject_move_the_metrics_by_one_clip(
+    sets: PreparedSets, unit: PrivacyUnit, label: int
+) -> None:
+    """Present or absent, all right or all far wrong; counted one by one they move it by twenty."""
+    plan = replace(evaluation_plan(heart_like()), unit=unit)
+    model = nn.Linear(6, 2)
+    others = sets.validation
+    far = np.full((20, 6), 1e6, np.float32)
+    joined = Examples(
+        features=np.concatenate([others.features, far]),
+        labels=np.concatenate([others.labels, np.full(20, label)]),
+    )
+    whose = np.minimum(np.arange(len(joined)), len(others))
+    moved = np.zeros(3)
+    for examples, sign in ((joined, 1.0), (others, -1.0)):
+        subjects = whose[: len(examples)] if unit is PrivacyUnit.SUBJECT else None
+        sums = noised_evaluation(model, examples, plan, key=KEY, subjects=subjects)
+        moved += sign * plan.query.scales * [sums[f"sum-{x}"] for x in ("correct", "wrong", "loss")]
+    clips = 1 if unit is PrivacyUnit.SUBJECT else 20
+    assert np.linalg.norm(moved) == pytest.approx(clips * plan.query.clip, rel=1e-4)
+
+
 def test_the_same_key_and_instruction_give_the_same_bytes(
     make_run: Callable[..., RunSpec], call: Callable[..., flower.RecordDict]
 ) -> None:

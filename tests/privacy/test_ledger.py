@@ -90,7 +90,7 @@ def test_a_charge_beyond_the_budget_refuses_and_says_what_is_left(ledger: Ledger
         assert words in caught.value.message
     assert len(ledger.entries()) == 3
     with pytest.raises(BudgetError):
-        ledger.preview(charge(2, mechanism=SampledGaussian(noise_multiplier=0.6), run="r-2"))
+        ledger.preview(charge(2, mechanism=SampledGaussian(noise_multiplier=0.6), run="r-2"), TERMS)
 
 
 def test_a_budget_can_be_met_exactly(path: Path) -> None:
