@@ -65,7 +65,7 @@ def test_where_nothing_leaks_few_bounds_are_positive(guesses: int) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("guesses", [20, 100, 500])
+@pytest.mark.parametrize("guesses", [20, 100, pytest.param(500, marks=pytest.mark.slow)])
 def test_bounds_hold_for_a_known_epsilon(epsilon: float, guesses: int) -> None:
     """At least 95 % of bounds (less two standard errors) do not exceed the true epsilon."""
     mu = gaussian_mu(epsilon, DELTA)

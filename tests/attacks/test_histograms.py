@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
@@ -48,6 +48,7 @@ def true_tpr(mu: float, point: BinnedPoint) -> float:
     return float(falling[:whole].sum() + point.share * falling[whole])
 
 
+@settings(max_examples=40)
 @given(FEW, FEW)
 def test_exact_figures_lie_between_what_binning_leaves_open(
     members: list[int], others: list[int]
@@ -63,6 +64,7 @@ def test_exact_figures_lie_between_what_binning_leaves_open(
         assert low - 1e-9 <= exact.tpr_at(fpr).tpr <= high + 1e-9
 
 
+@settings(max_examples=40)
 @given(FEW, FEW)
 def test_without_noise_a_histogram_is_a_curve_with_ties(
     members: list[int], others: list[int]
@@ -79,6 +81,7 @@ def test_without_noise_a_histogram_is_a_curve_with_ties(
     assert [found.low, found.high] == pytest.approx([expected.low, expected.high])
 
 
+@settings(max_examples=40)
 @given(FEW, FEW, FEW, FEW)
 def test_owners_add_up(a: list[int], b: list[int], c: list[int], d: list[int]) -> None:
     """The merged histogram is that of all records together."""
@@ -94,6 +97,7 @@ def test_noise_of_owners_adds_up() -> None:
     assert merge([drawn(rng, 0.0, 50, sd) for sd in (3.0, 4.0, 12.0)]).noise_sd == 13.0
 
 
+@settings(max_examples=40)
 @given(FEW, FEW)
 def test_a_record_counts_once(members: list[int], others: list[int]) -> None:
     """Every record is in one cell, its own side's, and an edge belongs to the bin above."""

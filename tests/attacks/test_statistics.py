@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
@@ -36,6 +36,7 @@ def figures(roc: Roc) -> tuple[list[float], ...]:
     return roc.tpr.tolist(), roc.fpr.tolist(), [roc.auc, roc.balanced_accuracy]
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES)
 def test_area_is_share_of_pairs_in_order(members: list[int], others: list[int]) -> None:
     """The area equals the share of pairs that a member wins, a tie counting half."""
@@ -43,6 +44,7 @@ def test_area_is_share_of_pairs_in_order(members: list[int], others: list[int]) 
     assert roc_of(*both(members, others)).auc == pytest.approx(np.mean(wins))
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES)
 def test_variance_is_delongs(members: list[int], others: list[int]) -> None:
     """The variance from the steps equals DeLong's from every single pair."""
@@ -55,6 +57,7 @@ def test_variance_is_delongs(members: list[int], others: list[int]) -> None:
     assert roc_of(*both(members, others))._delong_variance() == pytest.approx(expected, abs=1e-12)
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES, st.randoms(use_true_random=False))
 def test_order_and_scale_change_nothing(
     members: list[int], others: list[int], random: Random
@@ -66,6 +69,7 @@ def test_order_and_scale_change_nothing(
     assert figures(again) == figures(roc_of(scores, is_member))
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES)
 def test_sign_turns_the_area(members: list[int], others: list[int]) -> None:
     """Scores of the wrong sign have the area on the other side of one half."""
@@ -73,6 +77,7 @@ def test_sign_turns_the_area(members: list[int], others: list[int]) -> None:
     assert roc_of(-scores, is_member).auc == pytest.approx(1 - roc_of(scores, is_member).auc)
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES)
 def test_interval_has_width_and_holds_the_area(members: list[int], others: list[int]) -> None:
     """No sample is so small, tied or separated that its area looks certain."""
@@ -112,6 +117,24 @@ def test_tie_is_crossed_as_a_lot_would_on_average() -> None:
     assert point.tpr > 0
 
 
+@pytest.mark.parametrize("ceiling", [np.inf, 1.5])
+def test_interval_at_an_own_threshold_covers(ceiling: float) -> None:
+    """Though the threshold is the curve's own, the TPR there is held in 95 % of samples.
+
+    With a ceiling, scores saturate and the threshold goes through the tie.
+    """
+    rng, held = np.random.default_rng(12), []
+    for _ in range(500):
+        scores, is_member = gaussian(rng, 1.0, 150)
+        interval = roc_of(np.minimum(scores, ceiling), is_member).tpr_at(0.04).tpr_interval()
+        sixth = np.sort(scores[~is_member])[-7]  # above it lie the six that 4 % of 150 allow
+        tied = np.mean(scores[~is_member] >= ceiling)
+        truth = ndtr(1.0 - sixth) if tied <= 0.04 else ndtr(1.0 - ceiling) * 0.04 / tied
+        held.append(interval.low <= truth <= interval.high)
+    assert np.mean(held) >= 0.94
+
+
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES, RATES, RATES)
 def test_tpr_rises_with_fpr(members: list[int], others: list[int], a: float, b: float) -> None:
     """More false positives never find fewer members, and never more than asked come of them."""
@@ -238,6 +261,7 @@ def test_realistic_threshold_holds_what_it_promises() -> None:
     assert not any(p.is_optimistic for p in found)
 
 
+@settings(max_examples=40)
 @given(FEW_SCORES, FEW_SCORES, RATES)
 def test_chosen_threshold_never_exceeds_the_fpr(
     members: list[int], others: list[int], fpr: float
