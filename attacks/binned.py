@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.attacks.points import CONFIDENCE, LEAST_EXPECTED, Interval, clopper_pearson
+from tacit.attacks.points import (
+    CONFIDENCE,
+    LEAST_EXPECTED,
+    Interval,
+    Precision,
+    clopper_pearson,
+    precision_of,
+)
 from tacit.attacks.statistics import Roc, newcombe_interval
 from tacit.core.errors import DataError
 
@@ -53,6 +60,15 @@ class BinnedPoint:
     def supports_gate(self) -> bool:
         """Whether enough non-members are expected above for a gate to rest on the point."""
         return self.asked_fpr * self.non_members >= LEAST_EXPECTED - 1e-9
+
+    def precision(self, prior: float) -> Precision:
+        """Return the precision at a prior; its interval has the error of both rates together.
+
+        For one of 95 %, ask for the point at a confidence of 97.5 %.
+        """
+        return precision_of(
+            prior, (self.tpr, self.tpr_interval), (self.asked_fpr, self.fpr_interval)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,8 +151,9 @@ class BinnedRoc:
             raise ValueError(f"expected an FPR from 0 to below 1, got {fpr}")
         found, false = self._counts
         allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
-        bins = int(np.argmax(above[1:] > allowed + 1e-9))  # whole ones: before the first too many
-        share = (allowed - above[bins]) / false[bins]
+        beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
+        bins = int(beyond[0]) if len(beyond) else len(found) - 1  # whole ones: all before too many
+        share = max(0.0, allowed - above[bins]) / false[bins]
         called = np.zeros(len(found))
         called[:bins], called[bins] = 1.0, share
         edges = np.append(np.inf, self.histogram.edges[::-1])

@@ -183,7 +183,20 @@ def roc_of(scores: Float64Array, is_member: BoolArray) -> Roc:
 
 
 def checked(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, BoolArray]:
-    """Return scores and membership as they can be used, or refuse; see :func:`roc_of`."""
+    """Return scores and membership of both kinds, or refuse; see :func:`roc_of`."""
+    scores, is_member = checked_pairs(scores, is_member)
+    if not is_member.any() or is_member.all():
+        raise DataError(
+            "E-AUDIT-MEMBERS",
+            f"expected members and non-members, got {is_member.sum()} members "
+            f"among {len(is_member)} records",
+            hint="an attack is scored on both; take non-members from the same source",
+        )
+    return scores, is_member
+
+
+def checked_pairs(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, BoolArray]:
+    """Return a score and a boolean for each record, or refuse; see :func:`roc_of`."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1 or np.isnan(scores).any():
         raise DataError(
@@ -197,13 +210,6 @@ def checked(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, B
             "E-AUDIT-MEMBERS",
             f"expected membership as booleans {scores.shape}, "
             f"got {is_member.dtype} {is_member.shape}",
-        )
-    if not is_member.any() or is_member.all():
-        raise DataError(
-            "E-AUDIT-MEMBERS",
-            f"expected members and non-members, got {is_member.sum()} members "
-            f"among {len(is_member)} records",
-            hint="an attack is scored on both; take non-members from the same source",
         )
     return scores, is_member
 
