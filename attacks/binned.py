@@ -152,8 +152,10 @@ class BinnedRoc:
         found, false = self._counts
         allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
         beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
-        bins = int(beyond[0]) if len(beyond) else len(found) - 1  # whole ones: all before too many
-        share = max(0.0, allowed - above[bins]) / false[bins]
+        bins, share = len(found) - 1, 1.0  # whole bins, and how much of the next
+        if len(beyond):
+            bins = int(beyond[0])
+            share = max(0.0, allowed - above[bins]) / false[bins]
         called = np.zeros(len(found))
         called[:bins], called[bins] = 1.0, share
         edges = np.append(np.inf, self.histogram.edges[::-1])
