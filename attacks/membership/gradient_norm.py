@@ -81,7 +81,7 @@ def _log_odds_gradient_norms(
 ) -> Float64Array:
     """Return the norm of each record's gradient of phi by the named weights, float64 ``(n,)``."""
     state = {name: value.detach() for name, value in model.named_buffers()}
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         wanted = parameter.requires_grad and (by is None or name in by)
         (weights if wanted else state)[name] = parameter.detach()
@@ -102,6 +102,8 @@ def _log_odds_gradient_norms(
     chunk = max(1, min(_MOST_RECORDS, _CHUNK_NUMBERS // max(1, numbers)))
     parts = [
         vmap(squared_norm)(some, theirs)
-        for some, theirs in zip(features.split(chunk), labels.split(chunk), strict=True)
+        for some, theirs in zip(
+            torch.split(features, chunk), torch.split(labels, chunk), strict=True
+        )
     ]
     return np.sqrt(np.asarray(torch.cat(parts).numpy(), dtype=np.float64))

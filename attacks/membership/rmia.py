@@ -1,9 +1,9 @@
 """RMIA, the robust attack (Zarifzadeh et al. 2024, arXiv 2312.03262).
 
 ``ratio(x) = p(x|theta) / p(x)`` says how much likelier the model makes the record than the world
-does. The score (equation 3) is the share of population records z with ``ratio(x) / ratio(z) >=
+does. The score (section 3) is the share of population records z with ``ratio(x) / ratio(z) >=
 gamma``. One OUT reference is enough. Offline, ``p(x) = ((1 + a) mean_OUT p + (1 - a)) / 2``
-(appendix B.2.2) stands in for the references that would have been trained on x.
+(appendix B) stands in for the references that would have been trained on x.
 
 Temperature and ``a`` are tuned on references that stand in for the target. gamma is not: one
 population serves all records, so the share grows with ratio(x) whatever gamma is, and gamma
@@ -21,10 +21,9 @@ import numpy as np
 from tacit.attacks.membership.signals import (
     Mode,
     compared_with,
-    log_mean_probability,
+    log_ratio,
     needed,
     reference_log_odds,
-    softplus,
     true_log_odds,
 )
 from tacit.attacks.probe import Need
@@ -110,7 +109,8 @@ def population_share(ratios: Float64Array, population: Float64Array, gamma: floa
         gamma: the threshold of a pair.
     """
     exceeded = np.searchsorted(np.sort(population), ratios - math.log(gamma), side="right")
-    within = 0.5 + 0.5 * ratios / (1.0 + np.abs(ratios))  # increasing, from 0 to 1
+    # Increasing, between 0 and 1, and fine about 0, where a model is as sure as all others are.
+    within = 0.5 + np.arcsinh(ratios * 1e300) / 1500.0
     return (exceeded + within) / (len(population) + 1.0)
 
 
@@ -124,7 +124,8 @@ def _log_ratios(
     usual = reference_log_odds(references.logits, labels, temperature=temperature)
     chosen = compared_with(references, mode)
     return [
-        _log_ratio(phi, usual, chosen, a=1.0 if mode is Mode.ONLINE else a) for a in values_of_a
+        log_ratio(phi, usual, chosen, slope=1.0 if mode is Mode.ONLINE else _slope(a))
+        for a in values_of_a
     ]
 
 
@@ -133,19 +134,17 @@ def _population_log_ratios(evidence: Evidence, mode: Mode, setting: Setting) -> 
     population = needed(evidence.population, "a population")
     labels, temperature = population.labels, setting.temperature
     usual = reference_log_odds(references.population_logits, labels, temperature=temperature)
-    return _log_ratio(
+    return log_ratio(
         true_log_odds(population.logits, labels, temperature=temperature),
         usual,
         np.ones(usual.shape, dtype=np.bool_),
-        a=_A_OF_POPULATION if mode is Mode.ONLINE else setting.a,
+        slope=_slope(_A_OF_POPULATION if mode is Mode.ONLINE else setting.a),
     )
 
 
-def _log_ratio(
-    phi: Float64Array, usual: Float64Array, chosen: BoolArray, *, a: float
-) -> Float64Array:
-    own: Float64Array = -softplus(-phi)
-    return own - log_mean_probability(usual, chosen, slope=(1.0 + a) / 2.0)
+def _slope(a: float) -> float:
+    """Return by how much p(x) moves with the OUT mean: p(x) = 1 - (1 + a)/2 (1 - mean)."""
+    return (1.0 + a) / 2.0
 
 
 def _auc(scores: Float64Array, is_in: BoolArray) -> float:

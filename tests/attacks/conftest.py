@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tacit.attacks.registry import MEMBERSHIP
+from tacit.attacks.target import Float64Array
 from tacit.learning.prepared import Examples
 from tests.attacks.worlds import (
     Training,
@@ -44,6 +46,15 @@ def overfit() -> World:
     is_in = paired_halves(1 + REFERENCES // 2, RECORDS, rng)[1:]  # the target's complement is none
     models = trained_together(audited, is_in, CLASSES, Training())
     return world_of(models[0], models[1:], is_in, audited, population)
+
+
+@pytest.fixture(scope="session")
+def overfit_scores(overfit: World) -> dict[str, Float64Array]:
+    """What each probe says of the overfit target."""
+    return {
+        name: probe.scores(overfit.evidence, rng=np.random.default_rng(0))
+        for name, probe in MEMBERSHIP.items()
+    }
 
 
 @pytest.fixture(scope="session")

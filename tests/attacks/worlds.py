@@ -11,10 +11,11 @@ from torch import nn
 
 from tacit.attacks.probe import Evidence, References
 from tacit.attacks.target import BoolArray, Float64Array, ModelTarget, Outputs
-from tacit.learning.prepared import Examples
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+    from tacit.learning.prepared import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
