@@ -57,7 +57,8 @@ class _Oracle:
         shape = self.examples.features.shape[1:]
         features = points.astype(np.float32).reshape(len(points), *shape)
         is_right = self.target.logits(features).argmax(axis=1) == self.examples.labels[rows]
-        return np.not_equal(is_right, self.is_right[rows])
+        crossed: BoolArray = is_right != self.is_right[rows]
+        return crossed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,8 @@ class NoiseRobustness:
                 kept += ~oracle.has_crossed(records + scale * deviation * noise, rows)
             distance += scale * quantiles[kept] / len(self.scales)
         least = sum(self.scales) / len(self.scales) * quantiles[0]
-        return np.where(oracle.is_right, distance - least, least - distance)
+        signed: Float64Array = np.where(oracle.is_right, distance - least, least - distance)
+        return signed
 
 
 def _nearest_across(
@@ -204,7 +206,7 @@ def _moved(
     box: tuple[Float64Array, Float64Array],
     rows: Int64Array,
 ) -> Float64Array:
-    """Return the points after the largest halving of each step, clipped to the box, that crosses."""
+    """Return the points after the largest halving of each step, clipped to the box, to cross."""
     moved, todo = points.copy(), np.arange(len(rows))
     for halving in range(_HALVINGS):
         tried = np.clip(points[todo] + steps[todo] * 0.5**halving, *box)

@@ -2,8 +2,8 @@
 
 phi of a record is close to normal over retrainings, with one mean where it was trained on and
 another where it was not (section IV). Online (algorithm 1): the log ratio of the two densities at
-the target's phi. Offline (section IV, one-sided test): how far in the upper tail of the OUT density phi lies. The
-tail is one-sided: a phi far *below* what is usual is no sign of a member.
+the target's phi. Offline (section IV, the one-sided test): how far in the upper tail of the OUT
+density phi lies; a phi far *below* what is usual is no sign of a member.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def log_modified_entropy(logits: Float64Array | Float32Array, labels: Int64Array
     column = labels[:, None]
     own = np.take_along_axis(odds, column, axis=1)
     np.put_along_axis(terms, column, log_softplus(-own) - softplus(own), axis=1)
-    return np.logaddexp.reduce(terms, axis=1)
+    total: Float64Array = np.logaddexp.reduce(terms, axis=1)
+    return total
 
 
 def _thresholds(references: References, labels: Int64Array) -> Float64Array:

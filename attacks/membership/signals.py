@@ -137,11 +137,12 @@ def log_mean_probability(
     log_rest = log_rest + log_slope
     floor = math.log1p(-slope) if slope < 1.0 else -math.inf
     near_one = log_rest < math.log(0.5)
-    return np.where(
+    log_p: Float64Array = np.where(
         near_one,
         np.log1p(-np.exp(np.minimum(log_rest, math.log(0.5)))),
         np.logaddexp(log_mean + log_slope, floor),
     )
+    return log_p
 
 
 def log_ratio(
@@ -154,7 +155,9 @@ def log_ratio(
 
     Args:
         phi: of the target, ``(n,)``.
-        usual, chosen, slope: as for :func:`log_mean_probability`.
+        usual: of the references, ``(models, n)``.
+        chosen: which of them count, as for :func:`log_mean_probability`.
+        slope: of p(x), likewise.
     """
     ratio = -softplus(-phi) - log_mean_probability(usual, chosen, slope=slope)
     broken: Float64Array = ratio + _TIE * np.abs(ratio) * np.arcsinh(phi)

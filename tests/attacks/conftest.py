@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
 from tacit.attacks.registry import MEMBERSHIP
-from tacit.attacks.target import Float64Array
 from tacit.learning.prepared import Examples
 from tests.attacks.worlds import (
     Training,
@@ -18,6 +19,9 @@ from tests.attacks.worlds import (
     with_target,
     world_of,
 )
+
+if TYPE_CHECKING:
+    from tacit.attacks.target import Float64Array
 
 RECORDS, FEATURES, CLASSES = 400, 10, 4
 REFERENCES = 24

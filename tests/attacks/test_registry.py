@@ -1,4 +1,4 @@
-"""What every probe promises: it catches a model that leaks, no other, and sees records, not rows."""
+"""What every probe promises: it catches a model that leaks and no other, record by record."""
 
 from __future__ import annotations
 
