@@ -6,6 +6,7 @@ Training ends where the gradients of its records are small, so members have smal
 from __future__ import annotations
 
 import enum
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -100,10 +101,13 @@ def _log_odds_gradient_norms(
 
     numbers = sum(weight.numel() for weight in weights.values())
     chunk = max(1, min(_MOST_RECORDS, _CHUNK_NUMBERS // max(1, numbers)))
-    parts = [
-        vmap(squared_norm)(some, theirs)
-        for some, theirs in zip(
-            torch.split(features, chunk), torch.split(labels, chunk), strict=True
-        )
-    ]
+    with warnings.catch_warnings():
+        # Layers without a batching rule (an LSTM) go record by record: slower, and the same.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        parts = [
+            vmap(squared_norm)(some, theirs)
+            for some, theirs in zip(
+                torch.split(features, chunk), torch.split(labels, chunk), strict=True
+            )
+        ]
     return np.sqrt(np.asarray(torch.cat(parts).numpy(), dtype=np.float64))

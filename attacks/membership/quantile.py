@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tacit.learning.prepared import Examples
 
 _HELD_OUT = 4  # one in so many of the population decides when to stop
-_PATIENCE = 50  # steps without a better held-out loss
+_PATIENCE = 30  # steps without a better held-out loss
 _LEAST_SCALE = 1e-6
 
 

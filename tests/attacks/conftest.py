@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tacit.attacks.target import Float64Array
 
 RECORDS, FEATURES, CLASSES = 400, 10, 4
-REFERENCES = 24
+REFERENCES = 16
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,9 +44,9 @@ def drawn(records: int, rng: np.random.Generator) -> Examples:
 
 @pytest.fixture(scope="session")
 def overfit() -> World:
-    """An overfit target, 24 references in pairs, 600 population records."""
+    """An overfit target, 16 references in pairs, 400 population records."""
     rng = np.random.default_rng(11)
-    audited, population = drawn(RECORDS, rng), drawn(600, rng)
+    audited, population = drawn(RECORDS, rng), drawn(400, rng)
     is_in = paired_halves(1 + REFERENCES // 2, RECORDS, rng)[1:]  # the target's complement is none
     models = trained_together(audited, is_in, CLASSES, Training())
     return world_of(models[0], models[1:], is_in, audited, population)

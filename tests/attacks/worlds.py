@@ -31,7 +31,7 @@ class Training:
     """How all models of a world are trained: full-batch Adam on one hidden layer."""
 
     hidden: int = 32
-    steps: int = 200
+    steps: int = 150
     learning_rate: float = 0.02
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,24 @@ def images() -> nn.Module:
 
 def table() -> nn.Module:
     return nn.Sequential(nn.Linear(25, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Last(nn.Module):
+    """The last position of an LSTM's outputs."""
+
+    def forward(self, outputs: tuple[torch.Tensor, object]) -> torch.Tensor:
+        return outputs[0][:, -1]
+
+
+def sequences() -> nn.Module:
+    return nn.Sequential(nn.LSTM(5, 6, batch_first=True), Last(), nn.Linear(6, 3))
+
+
+SHAPES: dict[Callable[[], nn.Module], tuple[int, ...]] = {
+    images: (1, 5, 5),
+    table: (25,),
+    sequences: (4, 5),
+}
 
 
 def evidence_of(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
@@ -53,12 +73,12 @@ def plain_norms(model: nn.Module, evidence: Evidence, weights: list[nn.Parameter
 
 
 @pytest.mark.parametrize("layers", Layers)
-@pytest.mark.parametrize("make", [images, table])
-def test_norms_are_autograd_s(make: type[nn.Module], layers: Layers) -> None:
-    """Of all weights or of the last layer's, also where BatchNorm runs in evaluation mode."""
+@pytest.mark.parametrize("make", [images, table, sequences])
+def test_norms_are_autograd_s(make: Callable[[], nn.Module], layers: Layers) -> None:
+    """Of all weights or of the last layer's; BatchNorm in evaluation mode and an LSTM, too."""
     torch.manual_seed(0)
     model = make()
-    evidence = evidence_of(model, (1, 5, 5) if make is images else (25,))
+    evidence = evidence_of(model, SHAPES[make])
     last = list(model.children())[-1]
     weights = list((last if layers is Layers.LAST else model).parameters())
     found = GradientNorm(layers=layers).scores(evidence, rng=np.random.default_rng(0))

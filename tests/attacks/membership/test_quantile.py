@@ -24,7 +24,7 @@ def strangers(records: int, rng: np.random.Generator) -> tuple[Examples, Outputs
 def test_strangers_lie_below_their_quantiles_as_often_as_they_should() -> None:
     """Half below the median, nine tenths below the upper quantile, in every part of the data."""
     rng = np.random.default_rng(0)
-    population_examples, population = strangers(3000, rng)
+    population_examples, population = strangers(2000, rng)
     examples, outputs = strangers(4000, rng)
     evidence = Evidence(
         outputs=outputs,
