@@ -163,7 +163,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = root_command().main(list(arguments), prog_name="tacit", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the process
-        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1")
+        json = "--json" in arguments  # also where the arguments could not be read
+        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1", json=json)
     return code if isinstance(code, int) else 0
 
 

@@ -155,8 +155,9 @@ def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
             "E-DATA-COLUMNS",
             f"expected the run's {len(declared)} columns, {len(problems)} differ",
             problems=tuple(problems),
-            hint="name the file's columns in run.toml ([data.columns] and data.label), rename them "
-            "in the file, or name them in client.toml (columns, with header = false)",
+            hint="the owner renames them in the file, or names them in client.toml (columns, with "
+            "header = false); or the operator names the file's in run.toml ([data.columns], "
+            "data.label)",
         )
 
 
