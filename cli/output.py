@@ -1,9 +1,10 @@
 """What people and scripts see: tables or JSON on standard output, errors on standard error.
 
 An error is rendered as ``error:``, its problems and a ``hint:``, and becomes the exit code of its
-family; under ``--json`` it is the last line of standard error, one JSON object. What nobody foresaw is exit code 70: its type and place are shown, not its text, which may
-hold a value of somebody's record; ``TACIT_DEBUG=1`` shows everything. Text that comes from another
-machine is stripped of control characters before it reaches a terminal.
+family; under ``--json`` it is the last line of standard error, one JSON object. What nobody
+foresaw is exit code 70: its type and place are shown, not its text, which may hold a value of
+somebody's record; ``TACIT_DEBUG=1`` shows everything. Text that comes from another machine is
+stripped of control characters before it reaches a terminal.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
             "E-POLICY-EXACT-METRICS",
             f"expected evaluation.epsilon, or neither evaluation.every nor results.evaluate, under "
             f"{specification.privacy.mode.value}: metrics would leave without noise",
-            hint="Ask the operator for a run whose metrics are noised (evaluation.epsilon). Whoever "
+            hint="Ask the operator for a run whose metrics are noised (evaluation.epsilon). Who "
             "accepts exact ones says so: allow_exact_metrics = true under [policy].",
         )
 

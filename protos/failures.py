@@ -54,7 +54,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
         "the federation is full",
         "Ask the operator: the limit is max_clients in server.toml.",
     ),
-    "E-DISK-FULL": ("the server's disk is full", "The operator frees some space there; nothing was lost."),
+    "E-DISK-FULL": (
+        "the server's disk is full",
+        "The operator frees some space there; nothing was lost.",
+    ),
     "E-FILE-UNKNOWN": ("the run has no such file", "`tacit run pull` fetches what there is."),
     "E-INTERNAL": ("the server met a bug", "Ask the operator: the server's log tells where."),
     "E-KEY-KNOWN": ("these keys are enrolled already", "Enrol from an empty state directory."),
@@ -85,7 +88,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-RUN-UNKNOWN": ("there is no such run", "See `tacit run list`."),
     "E-RUNS-LIMIT": ("the server has as many runs waiting as it takes", "Try again later."),
     "E-SERVER-DRAINING": ("the server is about to stop and takes no new work", "Try again later."),
-    "E-SPOOL-FULL": ("the server's spool is full", "The operator may raise max_spool_bytes in server.toml."),
+    "E-SPOOL-FULL": (
+        "the server's spool is full",
+        "The operator may raise max_spool_bytes in server.toml.",
+    ),
     "E-TOKEN-EXPIRED": ("the token has expired", _ASK_OPERATOR),
     "E-TOKEN-USED": ("the token has been used", _ASK_OPERATOR),
     "E-TOKEN-WITHDRAWN": ("a newer token replaced this one", "Use the newer token."),

@@ -89,7 +89,7 @@ def owners_in(
         raise UsageError("E-USAGE", "one file is dealt out to --clients N owners: give N")
     if specification.data is not None:
         # before it is dealt out: what a share would complain of, its user could not find
-        encode(specification.data, load_raw(_source(path), specification.data))
+        encode(specification.data, load_raw(_source(path), specification.data), file=path.name)
     seed = specification.training.seed if specification.training is not None else 0
     return _dealt_out(path, clients, scratch, seed)
 

@@ -47,6 +47,17 @@ def failed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[di
     return value["error"], code
 
 
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to work in, with files that are wrong, and no profile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "operator"))
+    text = (heart_folder() / "run.toml").read_text()
+    (tmp_path / "wrong.toml").write_text(text.replace("rounds = 20", "round = 20"))
+    promised = text.replace('mode = "record-local"', 'mode = "record-distributed"')
+    (tmp_path / "promises.toml").write_text(promised)
+
+
 def test_every_verb_says_a_usage_error_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     """A command line that could not be read asked for JSON all the same."""
     verbs = verbs_with_json()
@@ -80,21 +91,11 @@ def test_every_verb_says_a_usage_error_in_json(capsys: pytest.CaptureFixture[str
         (["demo", "--out", "."], "E-DEMO-FOLDER", 2),
     ],
 )
+@pytest.mark.usefixtures("files")
 def test_every_family_is_said_in_json(
-    arguments: list[str],
-    code: str,
-    exit_code: int,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], code: str, exit_code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Code, message, problems, hint and exit code stand in one object, whatever the family."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "operator"))
-    text = (heart_folder() / "run.toml").read_text()
-    (tmp_path / "wrong.toml").write_text(text.replace("rounds = 20", "round = 20"))
-    promised = text.replace('mode = "record-local"', 'mode = "record-distributed"')
-    (tmp_path / "promises.toml").write_text(promised)
     error, got = failed([*arguments, "--json"], capsys)
     assert (error["code"], error["exit_code"], got) == (code, exit_code, exit_code), error
     assert error["message"]
