@@ -105,6 +105,8 @@ _LINES = {
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
+    EventKind.NODE_LEFT: "{member}: its connection is lost {code}",
+    EventKind.NODE_JOINED: "{member}: connected again",
     EventKind.NODE_REFUSED: "{member}: its node is refused with {code}",
     EventKind.REPLY_FAILED: "round {round}: {member} failed with {code}",
     EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",

@@ -306,6 +306,17 @@ def claims_table(claims: dict[str, dict[str, Any]]) -> Table:
     return Table(columns=columns, rows=rows)
 
 
+def missing_nodes(run: Run) -> list[dict[str, Any]]:
+    """Return who has approved a run that goes on, and is not connected, with the last sign."""
+    if run.ended_at_s:
+        return []
+    return [
+        {"member": decision.member, "since": _when(decision.last_seen_at_s)}
+        for decision in run.decisions
+        if decision.verdict == "approved" and not decision.connected
+    ]
+
+
 def _plain(run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
@@ -319,12 +330,14 @@ def _plain(run: Run) -> dict[str, Any]:
         "submitted_by": run.submitted_by,
         "reason": run.reason,
         "specification_sha256": run.specification_sha256,
+        "missing": missing_nodes(run),
         "decisions": [
             {
                 "member": decision.member,
                 "verdict": decision.verdict,
                 "code": decision.code,
                 "connected": decision.connected,
+                "last_seen_at": _when(decision.last_seen_at_s),
             }
             for decision in run.decisions
         ],
