@@ -13,6 +13,7 @@ import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from tacit.cli.output import Table, emit, plain, table_text, visible
@@ -46,9 +47,15 @@ app = typer.Typer(add_completion=False)
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
+    typer.Option(
+        "--home",
+        help="State directory (default: TACIT_CLIENT_HOME, else ~/.local/state/tacit/client).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+_ENDED_SHOWN = 10
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 RunId = Annotated[
     str,
     typer.Argument(help="A run id, or a unique beginning of one, from `tacit client status`."),
@@ -57,12 +64,15 @@ RunId = Annotated[
 
 @app.command()
 def join(
-    token: Annotated[str, typer.Argument(help="From `tacit server invite NAME --role client`.")],
+    token: Annotated[str, typer.Argument(help="The token that the operator handed over.")],
     home: Home = None,
     *,
     json: Json = False,
 ) -> None:
-    """Enrol this machine with a token; keys are made here and stay here."""
+    """Enrol this machine with a token; keys are made here and stay here.
+
+    Example: tacit client join "$(cat cleveland.token)"
+    """
     parsed = parse_token(token)
     if parsed.role is not Role.CLIENT:
         raise UsageError(
@@ -95,7 +105,7 @@ def join(
 def check(
     home: Home = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run.toml whose data contract to check.")
+        Path | None, typer.Option("--run", help="Also hold the records against this run.toml.")
     ] = None,
     *,
     json: Json = False,
@@ -126,9 +136,17 @@ def start(
     home: Home = None,
     *,
     log_format: Annotated[
-        str, typer.Option("--log-format", help="text for people, json for machines.")
+        str,
+        typer.Option(
+            help="text for people, json for machines.", click_type=click.Choice(["text", "json"])
+        ),
     ] = "text",
-    log_level: Annotated[str, typer.Option("--log-level", help="INFO, WARNING, ...")] = "INFO",
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="The least that is logged.", click_type=click.Choice(LEVELS, case_sensitive=False)
+        ),
+    ] = "INFO",
 ) -> None:
     """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything.
 
@@ -143,7 +161,9 @@ def start(
 def status(
     run_id: Annotated[
         str | None,
-        typer.Argument(help="One run: shows all that it asks, before you approve it."),
+        typer.Argument(
+            help="One run, from the list: all that it asks, to read before you say yes."
+        ),
     ] = None,
     home: Home = None,
     *,
@@ -164,7 +184,11 @@ def status(
 
 @app.command()
 def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
-    """Say yes to a run that the policy admits."""
+    """Say yes to a run that the policy admits; read it first: `tacit client status RUN_ID`.
+
+    You approve this specification and the app as it is installed here: change either, and you are
+    asked again.
+    """
     state = _opened(home)
     value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
     emit(value if json else _said(value), json=json)
@@ -189,7 +213,10 @@ def compare(
     run_id: RunId,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="model.safetensors as pulled (default: received last)."),
+        typer.Option(
+            "--model",
+            help="The run's model.safetensors, from the operator (default: what came last).",
+        ),
     ] = None,
     home: Home = None,
     *,
@@ -363,18 +390,27 @@ def _show(value: dict[str, Any]) -> None:
     if connection["state"] not in ("stopped", REVOKED):
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
     _show_ledger(value["ledger"])
-    typer.echo("\nRuns")
-    typer.echo(table_text(_runs_table(value["runs"])))
-    for run in value["runs"]:
-        if run["reason"]:
-            typer.echo(f"  {run['run_id']}: {run['reason']}")
-        if run["ended_reason"]:  # words of another machine
-            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
+    _show_runs(value["runs"])
     typer.echo("\nWhat left, and what did not (latest first)")
     typer.echo(table_text(_decisions_table(value["decisions"])))
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
     if kept:
         typer.echo(f"\n{kept} replies wait for the server")
+
+
+def _show_runs(runs: list[dict[str, Any]]) -> None:
+    """Show the runs that go on, and of those that have ended the latest."""
+    ended = [run["run_id"] for run in runs if run["ended"]]
+    shown = [run for run in runs if run["run_id"] not in ended[_ENDED_SHOWN:]]
+    typer.echo("\nRuns")
+    typer.echo(table_text(_runs_table(shown)))
+    if len(shown) < len(runs):
+        typer.echo(f"  and {len(runs) - len(shown)} that ended before: --json lists the latest 50")
+    for run in shown:
+        if run["reason"]:
+            typer.echo(f"  {run['run_id']}: {run['reason']}")
+        if run["ended_reason"]:  # words of another machine
+            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
 
 
 def _show_ledger(ledger: dict[str, Any]) -> None:
