@@ -1,9 +1,9 @@
-"""Reference models: who is in which, how they are trained, and whether they resemble the target.
+"""Reference models: who is in which, and how they are trained and kept.
 
 Promises: references are trained on audited records and on those named for all of them; nothing of
 the population, and nothing else, ever goes into one. They come in pairs, and of a pair each
-audited record is in exactly one. Who was in the target is not known here, except to the two
-functions that choose the audited records and compare accuracies, which no probe sees.
+audited record is in exactly one. Who was in the target is known to ``choose_audited`` alone, which
+no probe sees.
 
 A reference of a pair is trained on half of the audited records. For it to be as large as the
 target, ``choose_audited`` takes as many members as non-members, and puts the other members into
@@ -35,16 +35,13 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import nn
 
-    from tacit.attacks.target import BoolArray, Float64Array, Int64Array, Outputs
+    from tacit.attacks.target import BoolArray, Int64Array
     from tacit.learning.shadow_recipe import ShadowRecipe
 
     Progress = Callable[[int, int], None]
 
 # Of one file: what an interruption loses at most, and about as many as are trained at once anyway.
 CHUNK_MODELS = 8
-
-# A reference that is more or less accurate than the target scores another model than the target.
-MOST_POINTS_APART = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,66 +293,3 @@ def _made(
 
 def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeCheck:
-    """Whether references are as accurate as the target: else they do not stand for it.
-
-    Attributes:
-        train_accuracy: mean of the references, on the target's members that they were trained on.
-        test_accuracy: mean of the references, on its non-members that they were not trained on.
-        target_train_accuracy, target_test_accuracy: the target's, on members and non-members.
-        test_deviation: standard deviation of the references' test accuracies.
-    """
-
-    train_accuracy: float
-    test_accuracy: float
-    target_train_accuracy: float
-    target_test_accuracy: float
-    test_deviation: float
-
-    @property
-    def points_apart(self) -> float:
-        """The larger of the two differences, in percentage points."""
-        train = self.train_accuracy - self.target_train_accuracy
-        test = self.test_accuracy - self.target_test_accuracy
-        return 100.0 * max(abs(train), abs(test))
-
-    @property
-    def reproduces(self) -> bool:
-        """Whether neither accuracy is further than ``MOST_POINTS_APART`` from the target's."""
-        return self.points_apart <= MOST_POINTS_APART
-
-
-def check_recipe(references: References, outputs: Outputs, is_member: BoolArray) -> RecipeCheck:
-    """Compare accuracies on the same records, by whoever knows who is a member of the target.
-
-    Args:
-        references: their answers for the audited records.
-        outputs: the target's.
-        is_member: bool ``(n,)``.
-
-    Raises:
-        ValueError: there are no members or no non-members.
-    """
-    if is_member.all() or not is_member.any():
-        raise ValueError("expected members and non-members")
-    right = references.logits.argmax(axis=2) == outputs.labels
-    train = _mean_where(right, references.is_in & is_member)
-    test = _mean_where(right, ~references.is_in & ~is_member)
-    target = outputs.logits.argmax(axis=1) == outputs.labels
-    return RecipeCheck(
-        train_accuracy=float(train.mean()),
-        test_accuracy=float(test.mean()),
-        target_train_accuracy=float(target[is_member].mean()),
-        target_test_accuracy=float(target[~is_member].mean()),
-        test_deviation=float(test.std()),
-    )
-
-
-def _mean_where(right: BoolArray, counted: BoolArray) -> Float64Array:
-    """Return each model's share of right answers, of the models that have any to count."""
-    numbers = counted.sum(axis=1)
-    shares = (right & counted).sum(axis=1)[numbers > 0] / numbers[numbers > 0]
-    return np.asarray(shares, dtype=np.float64)

@@ -24,15 +24,16 @@ from tacit.core.errors import AppError
 from tacit.learning.shadow_recipe import Draws, ShadowRecipe, steps_of_round
 from tacit.learning.stacked_gradients import (
     StackedGradients,
-    Tensors,
     models_at_once,
     stacked_gradients,
+    verify_stackable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tacit.learning.prepared import Examples
+    from tacit.learning.stacked_dense import Tensors
 
     Progress = Callable[[int, int], None]
 
@@ -91,7 +92,7 @@ class StackedModels:
         widths = [value.shape[1] for value in self.state.values() if value.ndim > 1]
         width = max(math.prod(features.shape[1:]), *widths)
         size = max(1, _ANSWERED_NUMBERS // (len(self) * width))
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             parts = [
                 vmap(answer, in_dims=(0, None))(self.state, part).numpy()
                 for part in torch.split(torch.from_numpy(features), size)
@@ -146,6 +147,7 @@ def _trained(
     shadows: Sequence[Shadow], pool: Examples, recipe: ShadowRecipe, progress: Progress | None
 ) -> Tensors:
     features, labels = torch.from_numpy(pool.features), torch.from_numpy(pool.labels)
+    verify_stackable(shadows[0].start, features)
     rows = max(_rows_at_once(shadow, recipe) for shadow in shadows)
     size = models_at_once(shadows[0].start, features=math.prod(features.shape[1:]), rows=rows)
     count = _Count(total=len(shadows) * recipe.steps, progress=progress)

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from tacit.attacks.probe import References
+from tacit.attacks.recipe_check import check_recipe
 from tacit.attacks.reference_cache import ReferenceCache
 from tacit.attacks.references import (
     Design,
     Material,
-    check_recipe,
     choose_audited,
     train_references,
 )

@@ -16,11 +16,8 @@ from tacit.core.errors import AppError, ConfigError, RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, StrategySpec, TrainingSpec
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import Draws, ShadowRecipe, Step, round_seed, shadow_recipe
-from tacit.learning.stacked_gradients import (
-    DenseGradients,
-    GeneralGradients,
-    stacked_gradients,
-)
+from tacit.learning.stacked_dense import DenseGradients
+from tacit.learning.stacked_gradients import GeneralGradients, stacked_gradients
 from tacit.learning.training import Recipe, _optimizer, train_model
 from tacit.learning.vectorised import Shadow, StackedModels, train_together
 from tacit.privacy.dpsgd.book_keeping import BookKeeping
