@@ -102,9 +102,14 @@ class DenseGradients:
     def __init__(
         self, models: Sequence[nn.Module], features: torch.Tensor, labels: torch.Tensor
     ) -> None:
-        flat = features.flatten(1)
-        self._features = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        self._labels = labels
+        """Copy the models' weights.
+
+        Args:
+            models: for which :func:`dense_layers` found a chain.
+            features: float32 ``(n, in + 1)``, the last column ones.
+            labels: int64 ``(n,)``.
+        """
+        self._features, self._labels = features, labels
         chains = [dense_layers(model) or [] for model in models]
         blocks = [
             torch.stack([_augmented(chain[index][1]) for chain in chains])

@@ -11,6 +11,7 @@ needs the engine's float64 sums (``privacy/dpsgd``).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 # Numbers that one pass works on: 2 MB, which stay in the processor's cache. Sixteen MLPs of 32
 # hidden units at batch 256 fill it, and are trained a tenth faster than 4 or 64 at a time.
-CACHE_NUMBERS = 1 << 19
+_CACHE_NUMBERS = 1 << 19
 # Input numbers of models that go through torch.func together. Beyond it the arithmetic outweighs
 # the overhead that vmap shares out, and a convolution with a batch of weights is the slower one.
 _GENERAL_NUMBERS = 1 << 16
@@ -70,43 +71,56 @@ class StackedGradients(Protocol):
         """Return parameters and buffers by name, models first, as copies."""
 
 
-def stacked_gradients(
-    models: Sequence[nn.Module], features: torch.Tensor, labels: torch.Tensor
-) -> StackedGradients:
-    """Return the faster way for these models; their weights are copied.
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Records as the chosen way reads them, the same for every group of models.
 
-    Args:
-        models: of one architecture, at least one.
-        features: float32, the pool's records first.
-        labels: int64, of the pool.
+    Attributes:
+        features: float32, records first; flat and with a last column of ones for dense chains.
+        labels: int64.
+        dense: which way.
     """
-    if _is_dense(models[0], features):
-        return DenseGradients(models, features, labels)
-    return GeneralGradients(models, features, labels)
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    dense: bool
 
 
-def verify_stackable(model: nn.Module, features: torch.Tensor) -> None:
-    """Refuse a model whose records influence one another: filled-up batches would change it.
+def pool_for(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Pool:
+    """Choose the way for a model, and prepare the records for it.
 
     Raises:
-        ConfigError: they do, or a buffer learns (``E-MODEL-NOT-DP``).
+        ConfigError: records influence one another, so that filled-up batches would change the
+            result, or a buffer learns (``E-MODEL-NOT-DP``).
     """
-    if not _is_dense(model, features):
-        verify_records_do_not_mix(model, shape=tuple(features.shape[1:]))
-
-
-def _is_dense(model: nn.Module, features: torch.Tensor) -> bool:
     layers = dense_layers(model)
-    return layers is not None and layers[0][1].in_features == math.prod(features.shape[1:])
+    if layers is not None and layers[0][1].in_features == math.prod(features.shape[1:]):
+        ones = torch.ones(len(features), 1)
+        return Pool(torch.cat([features.flatten(1), ones], dim=1), labels, dense=True)
+    verify_records_do_not_mix(model, shape=tuple(features.shape[1:]))
+    return Pool(features, labels, dense=False)
 
 
-def models_at_once(model: nn.Module, *, features: int, rows: int) -> int:
-    """Return how many models to train together, by what one pass of them works on."""
-    layers = dense_layers(model)
-    if layers is None:
-        return max(1, _GENERAL_NUMBERS // max(1, rows * features))
-    width = features + 3 * sum(layer.out_features for _, layer, _ in layers)
-    return max(1, CACHE_NUMBERS // (min(rows, MOST_ROWS) * width))
+def stacked_gradients(models: Sequence[nn.Module], pool: Pool) -> StackedGradients:
+    """Return the gradients of models of one architecture, at least one; weights are copied."""
+    if pool.dense:
+        return DenseGradients(models, pool.features, pool.labels)
+    return GeneralGradients(models, pool.features, pool.labels)
+
+
+def models_at_once(model: nn.Module, pool: Pool, *, rows: int) -> int:
+    """Return how many models to train together, by what one pass of them works on.
+
+    Args:
+        model: one of them.
+        pool: its records.
+        rows: of one model in one step.
+    """
+    width = math.prod(pool.features.shape[1:])
+    if not pool.dense:
+        return max(1, _GENERAL_NUMBERS // max(1, rows * width))
+    width += 3 * sum(layer.out_features for _, layer, _ in dense_layers(model) or [])
+    return max(1, _CACHE_NUMBERS // (min(rows, MOST_ROWS) * width))
 
 
 class GeneralGradients:

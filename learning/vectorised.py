@@ -25,8 +25,8 @@ from tacit.learning.shadow_recipe import Draws, ShadowRecipe, steps_of_round
 from tacit.learning.stacked_gradients import (
     StackedGradients,
     models_at_once,
+    pool_for,
     stacked_gradients,
-    verify_stackable,
 )
 
 if TYPE_CHECKING:
@@ -147,14 +147,15 @@ def _trained(
     shadows: Sequence[Shadow], pool: Examples, recipe: ShadowRecipe, progress: Progress | None
 ) -> Tensors:
     features, labels = torch.from_numpy(pool.features), torch.from_numpy(pool.labels)
-    verify_stackable(shadows[0].start, features)
+    first = shadows[0].start
+    prepared = pool_for(first, features, labels)
     rows = max(_rows_at_once(shadow, recipe) for shadow in shadows)
-    size = models_at_once(shadows[0].start, features=math.prod(features.shape[1:]), rows=rows)
+    size = models_at_once(first, prepared, rows=max(1, rows))
     count = _Count(total=len(shadows) * recipe.steps, progress=progress)
     states = []
     for start in range(0, len(shadows), size):
         group = shadows[start : start + size]
-        source = stacked_gradients([shadow.start for shadow in group], features, labels)
+        source = stacked_gradients([shadow.start for shadow in group], prepared)
         draws = [Draws(torch.from_numpy(s.rows), recipe, seed=s.seed) for s in group]
         for round_number in range(recipe.rounds):
             _train_round(source, draws, recipe, round_number, count)
