@@ -1,16 +1,18 @@
-"""SGD and Adam, as torch.optim computes them, without what torch.optim loads.
+"""SGD and Adam of torch.optim, by its functional form.
 
-The first optimizer of torch.optim in a process imports the whole of torch's compiler: 1.8 s of CPU
-time in every worker, more than torch itself, for arithmetic of three lines. The steps here are
-those of torch 2's ``_single_tensor_sgd`` and ``_single_tensor_adam``, operation by operation, so
-that weights are equal to the last bit (tests/learning/test_optimizers.py).
+The first optimizer object of torch.optim in a process imports the whole of torch's compiler: 1.8 s
+of CPU time in every worker, more than torch itself. The functions underneath do not, and are the
+same arithmetic (tests/learning/test_optimizers.py); what is here is the state between two steps.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +51,17 @@ def forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
+@dataclass
+class _Slot:
+    """One parameter and what is kept for it between two steps."""
+
+    parameter: nn.Parameter
+    velocity: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+    steps: torch.Tensor = field(default_factory=lambda: torch.tensor(0.0))
+
+
 class Sgd:
     """Stochastic gradient descent, with momentum and weight decay if they are not 0."""
 
@@ -60,27 +73,30 @@ class Sgd:
         momentum: float,
         weight_decay: float,
     ) -> None:
-        self._parameters = list(parameters)
+        self._slots = [_Slot(parameter) for parameter in parameters]
         self._learning_rate = learning_rate
         self._momentum = momentum
         self._weight_decay = weight_decay
-        self._velocities: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step."""
-        for index, parameter in enumerate(self._parameters):
-            if parameter.grad is None:
-                continue
-            change = _decayed(parameter, parameter.grad, self._weight_decay)
-            if self._momentum != 0.0:
-                velocity = self._velocities.get(index)
-                if velocity is None:
-                    velocity = self._velocities[index] = change.clone()
-                else:
-                    velocity.mul_(self._momentum).add_(change)
-                change = velocity
-            parameter.add_(change, alpha=-self._learning_rate)
+        slots, gradients = _due(self._slots)
+        velocities = [slot.velocity for slot in slots]
+        sgd(
+            [slot.parameter for slot in slots],
+            gradients,
+            velocities,
+            foreach=False,
+            weight_decay=self._weight_decay,
+            momentum=self._momentum,
+            lr=self._learning_rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for slot, velocity in zip(slots, velocities, strict=True):
+            slot.velocity = velocity
 
 
 class Adam:
@@ -89,29 +105,36 @@ class Adam:
     def __init__(
         self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float
     ) -> None:
-        self._parameters = list(parameters)
+        self._slots = [
+            _Slot(parameter, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+            for parameter in parameters
+        ]
         self._learning_rate = learning_rate
         self._weight_decay = weight_decay
-        self._moments: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._steps: dict[int, int] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step."""
-        for index, parameter in enumerate(self._parameters):
-            if parameter.grad is None:
-                continue
-            gradient = _decayed(parameter, parameter.grad, self._weight_decay)
-            steps = self._steps[index] = self._steps.get(index, 0) + 1
-            if steps == 1:
-                self._moments[index] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            first, second = self._moments[index]
-            first.lerp_(gradient, 1 - _BETA1)
-            second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
-            size = self._learning_rate / (1 - _BETA1**steps)
-            spread = (second.sqrt() / (1 - _BETA2**steps) ** 0.5).add_(_EPSILON)
-            parameter.addcdiv_(first, spread, value=-size)
+        slots, gradients = _due(self._slots)
+        adam(
+            [slot.parameter for slot in slots],
+            gradients,
+            [slot.first for slot in slots if slot.first is not None],
+            [slot.second for slot in slots if slot.second is not None],
+            [],
+            [slot.steps for slot in slots],
+            foreach=False,
+            amsgrad=False,
+            beta1=_BETA1,
+            beta2=_BETA2,
+            lr=self._learning_rate,
+            weight_decay=self._weight_decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
 
 
-def _decayed(parameter: nn.Parameter, gradient: torch.Tensor, weight_decay: float) -> torch.Tensor:
-    return gradient if weight_decay == 0.0 else gradient.add(parameter, alpha=weight_decay)
+def _due(slots: Sequence[_Slot]) -> tuple[list[_Slot], list[torch.Tensor]]:
+    """Return the parameters that have a gradient, and their gradients."""
+    due = [slot for slot in slots if slot.parameter.grad is not None]
+    return due, [slot.parameter.grad for slot in due if slot.parameter.grad is not None]
