@@ -8,9 +8,9 @@ keep what was flushed. Promises:
    data set share its budget.
 3. A release is charged once: the same charge under the same run, message and attempt gives the
    entry that is there; another charge under that key refuses.
-4. Before anything is appended, the chain has been walked from its first entry, and the last entry
-   that this process knew is still there, unchanged. A damaged ledger appends nothing more; what
-   can be read of it can still be read.
+4. Before anything is appended, the chain has been walked from its first entry: once, and again
+   whenever another connection has written; all that this process knew is still there, unchanged. A
+   damaged ledger appends nothing more; what can be read of it can still be read.
 5. The head, signed, leaves with every claim; a head that comes back from others must still be a
    part of this ledger (``check_against``). A rewritten file has an unbroken chain, so this alone
    finds one; and so it finds a restored copy, and a second node on a copy.
@@ -50,9 +50,17 @@ from tacit.privacy.ledger_entries import (
     damaged,
     link_hash,
     parse_row,
+    verify_same,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, Signer, forked, rolled_back, sign_head
-from tacit.privacy.ledger_store import begin, connected, named, prepare
+from tacit.privacy.ledger_store import (
+    begin,
+    connected,
+    named,
+    prepare,
+    stored_rows,
+    written_by_others,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -91,6 +99,7 @@ class Ledger:
         self._book = Book()
         self._entries: list[Entry] = []
         self._problem: TrustError | None = None
+        self._others = -1  # differs once another connection has written
 
     @classmethod
     def open(
@@ -114,7 +123,8 @@ class Ledger:
         Raises:
             UnavailableError: the file is missing (``E-LEDGER-MISSING``, when reading only), cannot
                 be opened, or is of a later version.
-            TrustError: it is no ledger at all (``E-LEDGER-CORRUPT``).
+            TrustError: it is no ledger at all, or its file cannot be read further than some entry
+                and is not only looked at (``E-LEDGER-CORRUPT``).
         """
         if read_only and not path.exists():
             raise UnavailableError(
@@ -125,8 +135,11 @@ class Ledger:
         ledger = cls(connected(path, read_only=read_only), signer=signer, clock=clock)
         try:
             ledger._begin(path, read_only=read_only)
-        except BaseException:
+        except BaseException as error:
             ledger.close()
+            if isinstance(error, TrustError) and not read_only:  # only who looks can name the entry
+                with cls.open(path, signer=signer, clock=clock, read_only=True) as damaged_one:
+                    damaged_one.head()
             raise
         return ledger
 
@@ -318,21 +331,24 @@ class Ledger:
         """Return what a charge would cost on these terms, if it has room, without writing either.
 
         Raises:
-            BudgetError, RefusedError: as :meth:`open_data_set` and :meth:`reserve`.
+            BudgetError, RefusedError, TrustError: as :meth:`open_data_set` and :meth:`reserve`.
         """
         with self._fresh():
+            self._verify_sound()
             book = self._book.on(terms)
             book.verify_charge(charge)
             cost = book.cost(charge, charge.mechanism)
             book.verify_room(charge, cost)
             return cost
 
-    def rows(self, *, since: int = -(2**63)) -> list[Row]:
-        """Return what is stored from an entry on, undamaged or not, by its number."""
-        query = "SELECT sequence, previous, content, hash FROM entries WHERE sequence >= ?"
-        with self._lock, named():
-            found = self._connection.execute(f"{query} ORDER BY sequence", (since,)).fetchall()
-        return [Row(*row) for row in found]
+    def rows(self) -> list[Row]:
+        """Return what is stored, undamaged or not, by its number.
+
+        Raises:
+            TrustError: the file cannot be read to its end (``E-LEDGER-CORRUPT``).
+        """
+        with self._lock:
+            return list(stored_rows(self._connection))
 
     def entries(self) -> list[Entry]:
         """Return all entries, up to the first damaged one."""
@@ -440,25 +456,36 @@ class Ledger:
         self._problem = None
 
     def _refresh(self) -> None:
-        """Take in what was appended since, after a look at the last entry that was known."""
+        """Take in what was appended; see that what was known is there, all if others wrote."""
         if self._problem is not None:
             return
-        count = len(self._entries)
+        known = len(self._entries)
         try:
-            rows = self.rows(since=count) if count else self.rows()
-            if count and (not rows or rows.pop(0).hash != self._entries[-1].hash):
-                raise damaged(count, "it has changed or gone since it was read")
-            for row in rows:
-                self._take(row)
-            if not self._entries:
-                raise damaged(1, "it is missing")
-            if not count:
-                with named():
-                    (said,) = self._connection.execute("PRAGMA quick_check").fetchone()
-                if said != b"ok":
-                    raise damaged(len(self._entries) + 1, "the file's pages disagree")
+            others = written_by_others(self._connection)
+            place = max(known - 1, 0) if others == self._others else 0
+            since = (place + 1,) if place else ()
+            for row in stored_rows(self._connection, *since):
+                if place < known:
+                    verify_same(row, self._entries[place])
+                else:
+                    self._take(row)
+                place += 1
+            if place < max(known, 1):
+                raise damaged(place + 1, "it is missing")
+            if not known:
+                self._check_pages()
+            self._others = others
         except TrustError as error:
             self._problem = error
+
+    def _check_pages(self) -> None:
+        try:
+            with named():
+                (said,) = self._connection.execute("PRAGMA quick_check").fetchone()
+        except TrustError as error:
+            said = str(error.__cause__).encode()
+        if said != b"ok":
+            raise damaged(len(self._entries) + 1, "the file's pages disagree")
 
 
 def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:
