@@ -59,6 +59,7 @@ from tacit.privacy.ledger_store import (
     named,
     prepare,
     stored_rows,
+    verify_pages,
     written_by_others,
 )
 
@@ -123,8 +124,7 @@ class Ledger:
         Raises:
             UnavailableError: the file is missing (``E-LEDGER-MISSING``, when reading only), cannot
                 be opened, or is of a later version.
-            TrustError: it is no ledger at all, or its file cannot be read further than some entry
-                and is not only looked at (``E-LEDGER-CORRUPT``).
+            TrustError: it is no ledger, or cannot be read to its end (``E-LEDGER-CORRUPT``).
         """
         if read_only and not path.exists():
             raise UnavailableError(
@@ -327,15 +327,20 @@ class Ledger:
         with self._fresh():
             return self._book.held(key)
 
-    def preview(self, charge: Charge, terms: Terms) -> Cost:
+    def preview(self, charge: Charge, terms: Terms, *, planned: Sequence[Charge] = ()) -> Cost:
         """Return what a charge would cost on these terms, if it has room, without writing either.
+
+        Args:
+            charge: what would be charged.
+            terms: of its data set's account, open or not.
+            planned: charges of whole runs, in the place of what these were charged so far.
 
         Raises:
             BudgetError, RefusedError, TrustError: as :meth:`open_data_set` and :meth:`reserve`.
         """
         with self._fresh():
             self._verify_sound()
-            book = self._book.on(terms)
+            book = self._book.on(terms, planned)
             book.verify_charge(charge)
             cost = book.cost(charge, charge.mechanism)
             book.verify_room(charge, cost)
@@ -473,19 +478,10 @@ class Ledger:
             if place < max(known, 1):
                 raise damaged(place + 1, "it is missing")
             if not known:
-                self._check_pages()
+                verify_pages(self._connection, after=len(self._entries))
             self._others = others
         except TrustError as error:
             self._problem = error
-
-    def _check_pages(self) -> None:
-        try:
-            with named():
-                (said,) = self._connection.execute("PRAGMA quick_check").fetchone()
-        except TrustError as error:
-            said = str(error.__cause__).encode()
-        if said != b"ok":
-            raise damaged(len(self._entries) + 1, "the file's pages disagree")
 
 
 def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:

@@ -111,6 +111,21 @@ def stored_rows(connection: sqlite3.Connection, since: int = _FIRST) -> Iterator
         comparison, last, expected = ">", row[0], expected + 1
 
 
+def verify_pages(connection: sqlite3.Connection, *, after: int) -> None:
+    """Check that the file's pages agree with one another.
+
+    Raises:
+        TrustError: ``E-LEDGER-CORRUPT``, naming what comes after the entries that hold.
+    """
+    try:
+        with named():
+            (said,) = connection.execute("PRAGMA quick_check").fetchone()
+    except TrustError as error:
+        said = str(error.__cause__).encode()
+    if said != b"ok":
+        raise damaged(after + 1, "the file's pages disagree")
+
+
 def written_by_others(connection: sqlite3.Connection) -> int:
     """Return a number that changes when another connection has written to the file."""
     with named():

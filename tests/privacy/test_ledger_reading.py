@@ -112,6 +112,8 @@ def test_a_damaged_root_page_names_an_entry(path: Path, place: int, entry: str) 
     data[place] ^= 0xFF
     path.write_bytes(data)
     for read_only in (True, False):
-        with pytest.raises(TrustError, match=rf"damage at entry {entry}: .*E-LEDGER-CORRUPT"):
-            with opened(path, terms=None, read_only=read_only) as ledger:
-                ledger.head()
+        with (
+            pytest.raises(TrustError, match=rf"damage at entry {entry}: .*E-LEDGER-CORRUPT"),
+            opened(path, terms=None, read_only=read_only) as ledger,
+        ):
+            ledger.head()
