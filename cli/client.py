@@ -152,7 +152,10 @@ def status(
     *,
     json: Json = False,
 ) -> None:
-    """Show runs, the verdicts on them, what left and when, and what was refused and why."""
+    """Show runs, the verdicts on them, what left and when, and what was refused and why.
+
+    Exit code 5 if the ledger is not what it must be.
+    """
     state = _opened(home)
     if run_id is not None:
         asked = _asked(state, _found(state, run_id))
@@ -161,8 +164,10 @@ def status(
     value = _status(state)
     if json:
         emit(value, json=True)
-        return
-    _show(value)
+    else:
+        _show(value)
+    if value["ledger"]["problem"]:
+        raise typer.Exit(TrustError.exit_code)
 
 
 @app.command()
@@ -386,6 +391,7 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["problem"]:
         typer.echo(f"  WRONG: {visible(ledger['problem'])}")
         typer.echo(f"  {ledger['hint']}")
+        typer.echo("  What follows is what can be read here; more may have been spent.")
     if ledger["restored"]:
         typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
