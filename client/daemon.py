@@ -289,7 +289,8 @@ class Verbs:
         return answer
 
     def _connection(self) -> Connection:
-        dispatcher, error = self._dispatcher, self._dispatcher.last_error
+        dispatcher = self._dispatcher
+        error = dispatcher.last_error or dispatcher.twin
         return Connection(
             state="connected" if dispatcher.link is not None else "connecting",
             address=dispatcher.last_address,

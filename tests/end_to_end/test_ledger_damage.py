@@ -188,6 +188,19 @@ def test_a_second_node_on_a_copied_directory(played: Federation, living: Path) -
     stop(twin)
 
 
+def test_two_nodes_on_equal_copies(played: Federation, living: Path) -> None:
+    """They take one another's place at the server: both owners and the operator are told."""
+    twin_home = copy_of(living, "equal")
+    twin = played.start("equal", "client", "start", "--home", twin_home)
+    for daemon, home in ((twin, twin_home), (played.daemons["ada"], living)):
+        daemon.says("E-NODE-TWICE")
+        status = " ".join(played.tacit("client", "status", "--home", home).out.split())
+        assert "another node has connected with this node's keys" in status
+        assert "stop one for good" in status
+    played.daemons["server"].says("the same node is connected twice")
+    stop(twin)
+
+
 def test_two_nodes_that_went_on_from_one_copy(played: Federation, living: Path) -> None:
     """The longer fork finds out by itself and stays out, and spoils nothing for the true one."""
     fork_home = copy_of(living, "fork")
