@@ -9,8 +9,9 @@ keep what was flushed. Promises:
 3. A release is charged once: the same charge under the same run, message and attempt gives the
    entry that is there; another charge under that key refuses.
 4. Before anything is appended, the chain has been walked from its first entry: once, and again
-   whenever another connection has written; all that this process knew is still there, unchanged. A
-   damaged ledger appends nothing more; what can be read of it can still be read.
+   whenever another connection has written; all that this process knew is still there, unchanged, in
+   the file of that name. A damaged ledger appends nothing more; what can be read of it can still be
+   read.
 5. The head, signed, leaves with every claim; a head that comes back from others must still be a
    part of this ledger (``check_against``). A rewritten file has an unbroken chain, so this alone
    finds one; and so it finds a restored copy, and a second node on a copy.
@@ -21,6 +22,7 @@ What an entry says is in ``ledger_entries.py``; what entries add up to in ``ledg
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import secrets
 import threading
@@ -46,19 +48,20 @@ from tacit.privacy.ledger_entries import (
     Row,
     Settle,
     Terms,
-    content_of,
     damaged,
-    link_hash,
     parse_row,
+    row_after,
     verify_same,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, Signer, forked, rolled_back, sign_head
 from tacit.privacy.ledger_store import (
     begin,
     connected,
+    file_id,
     named,
     prepare,
     stored_rows,
+    verify_in_place,
     verify_pages,
     written_by_others,
 )
@@ -101,6 +104,7 @@ class Ledger:
         self._entries: list[Entry] = []
         self._problem: TrustError | None = None
         self._others = -1  # differs once another connection has written
+        self._verify_in_place: Callable[[], None] = lambda: None
 
     @classmethod
     def open(
@@ -134,6 +138,7 @@ class Ledger:
             )
         ledger = cls(connected(path, read_only=read_only), signer=signer, clock=clock)
         try:
+            ledger._verify_in_place = functools.partial(verify_in_place, path, file_id(path))
             ledger._begin(path, read_only=read_only)
         except BaseException as error:
             ledger.close()
@@ -162,7 +167,7 @@ class Ledger:
             self._refresh()
 
     def _first_row(self) -> Row:
-        return _row(Begin(random=secrets.token_hex(32)), at_s=self._clock(), after=())
+        return row_after((), Begin(random=secrets.token_hex(32)), at_s=self._clock())
 
     def open_data_set(self, terms: Terms) -> Account:
         """Open a data set's account, or check that it is open on these terms; follow its budget.
@@ -439,7 +444,7 @@ class Ledger:
                 raise
 
     def _append(self, body: Body) -> Entry:
-        row = _row(body, at_s=self._clock(), after=self._entries)
+        row = row_after(self._entries, body, at_s=self._clock())
         entry = self._take(row)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
         return entry
@@ -466,6 +471,7 @@ class Ledger:
             return
         known = len(self._entries)
         try:
+            self._verify_in_place()
             others = written_by_others(self._connection)
             place = max(known - 1, 0) if others == self._others else 0
             since = (place + 1,) if place else ()
@@ -482,13 +488,6 @@ class Ledger:
             self._others = others
         except TrustError as error:
             self._problem = error
-
-
-def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:
-    sequence = len(after) + 1
-    previous = after[-1].hash if after else FIRST_PREVIOUS
-    content = content_of(body, at_s=at_s)
-    return Row(sequence, previous, content, link_hash(sequence, previous, content))
 
 
 def _conflict(key: ChargeKey, known: Entry) -> Entry:

@@ -22,7 +22,7 @@ from tacit.core.specification import Relation
 from tacit.privacy.accounting import Mechanism, SampledGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 FIRST_PREVIOUS = bytes(32)
 
@@ -345,6 +345,14 @@ def canonical(tree: object) -> bytes:
     return json.dumps(
         tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def row_after(known: Sequence[Entry], body: Body, *, at_s: float) -> Row:
+    """Return the row of the entry that follows those that are known."""
+    sequence = len(known) + 1
+    previous = known[-1].hash if known else FIRST_PREVIOUS
+    content = content_of(body, at_s=at_s)
+    return Row(sequence, previous, content, link_hash(sequence, previous, content))
 
 
 def link_hash(sequence: int, previous: bytes, content: bytes) -> bytes:

@@ -111,6 +111,30 @@ def stored_rows(connection: sqlite3.Connection, since: int = _FIRST) -> Iterator
         comparison, last, expected = ">", row[0], expected + 1
 
 
+def file_id(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another one of the same name; zeros if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_dev, found.st_ino)
+
+
+def verify_in_place(path: Path, opened: tuple[int, int]) -> None:
+    """Check that the file that was opened is still the one of that name.
+
+    Raises:
+        TrustError: ``E-LEDGER-CORRUPT``: what is written here would be in no file of that name.
+    """
+    if file_id(path) != opened:
+        raise TrustError(
+            "E-LEDGER-CORRUPT",
+            f"expected the ledger at {path} to stay the file that was opened, got another or none",
+            hint="It was moved or replaced while this process used it: stop the node, put the file "
+            f"back that was there, and see `tacit ledger verify`. {RESTORE_HINT}",
+        )
+
+
 def verify_pages(connection: sqlite3.Connection, *, after: int) -> None:
     """Check that the file's pages agree with one another.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,16 @@ def test_a_history_that_another_hand_made_anew_is_noticed(path: Path) -> None:
                 )
                 previous = digest
         with pytest.raises(TrustError, match=r"entry 5: .*E-LEDGER-CORRUPT"):
+            ledger.reserve(charge(90))
+
+
+def test_a_file_that_was_replaced_under_a_running_node_is_noticed(path: Path) -> None:
+    """What would be written then were in no file of that name: nothing is charged, none leaves."""
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    with opened(path) as ledger:
+        copy.replace(path)
+        with pytest.raises(TrustError, match=r"the file that was opened.*E-LEDGER-CORRUPT"):
             ledger.reserve(charge(90))
 
 
