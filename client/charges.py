@@ -414,7 +414,8 @@ def _naming(others: Mapping[str, Sequence[Charge]], terms: Terms) -> Iterator[No
         raise BudgetError(
             error.code,
             f"{error.message}; counted as used, though not all of it is yet: {'; '.join(runs)}",
-            hint=f"Wait until such a run is over, or deny it. {error.hint}",
+            hint="Wait until such a run is over, or `tacit client deny` it; then "
+            f"`tacit client approve` looks again. {error.hint}",
         ) from error
 
 
