@@ -170,7 +170,10 @@ def status(
     *,
     json: Json = False,
 ) -> None:
-    """Show runs, the verdicts on them, what left and when, and what was refused and why."""
+    """Show runs, the verdicts on them, what left and when, and what was refused and why.
+
+    Exit code 5 if the ledger is not what it must be.
+    """
     state = _opened(home)
     if run_id is not None:
         asked = _asked(state, _found(state, run_id))
@@ -179,8 +182,10 @@ def status(
     value = _status(state)
     if json:
         emit(value, json=True)
-        return
-    show_status(value)
+    else:
+        show_status(value)
+    if value["ledger"]["problem"]:
+        raise typer.Exit(TrustError.exit_code)
 
 
 @app.command()

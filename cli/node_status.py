@@ -59,6 +59,7 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["problem"]:
         typer.echo(f"  WRONG: {visible(ledger['problem'])}")
         typer.echo(f"  {ledger['hint']}")
+        typer.echo("  What follows is what can be read here; more may have been spent.")
     if ledger["restored"]:
         typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))

@@ -29,7 +29,7 @@ class Connection:
     Attributes:
         state: ``connected``, ``connecting``, ``stopped``, or ``revoked``, which is stopped too.
         address: where the server is, or was last tried.
-        problem: why it is not connected.
+        problem: why it is not connected; while it is, that another node has its keys.
         hint: what to do about it; empty if nothing.
         isolation: the means by which workers are confined here.
         config_sha256: of client.toml when the daemon read it; empty while none runs.

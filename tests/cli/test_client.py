@@ -120,10 +120,10 @@ def test_an_owner_sees_what_each_data_set_has_spent(
     assert heart["left"] == pytest.approx(8.0 - epsilon)
     with tampering(home / LEDGER_NAME) as connection:
         connection.execute("UPDATE entries SET hash = x'00' WHERE sequence = 3")
-    assert run(["client", "status", "--home", str(home)]) == 0
+    assert run(["client", "status", "--home", str(home)]) == 5
     text = capsys.readouterr().out
     assert "WRONG: expected an unbroken ledger, got damage at entry 3" in text
-    assert "put back the newest undamaged copy" in text
+    assert "restore the newest undamaged copy" in text
 
 
 def test_an_ambiguous_beginning_names_no_run(
