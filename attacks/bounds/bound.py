@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.random import Generator
 
-    from tacit.attacks.statistics import BoolArray, Float64Array
+    from tacit.attacks.points import BoolArray, Float64Array
 
 ALPHA = 0.05
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tacit.attacks.statistics import Float64Array
+    from tacit.attacks.points import Float64Array
 
 Curve = Callable[[float], float]
 _NORMAL = NormalDist()

@@ -13,7 +13,7 @@ from tacit.core.errors import DataError
 from tacit.privacy.accounting import gaussian_epsilon
 
 if TYPE_CHECKING:
-    from tacit.attacks.statistics import Float64Array
+    from tacit.attacks.points import Float64Array
 
 
 def fl_canary_estimate(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tacit.attacks.bounds.curves import Curve, Profile
-    from tacit.attacks.statistics import Float64Array
+    from tacit.attacks.points import Float64Array
 
 _STEPS = 60  # bisections: to the last digits of a double
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tacit.attacks.bounds.curves import Profile
-    from tacit.attacks.statistics import OperatingPoint
+    from tacit.attacks.points import OperatingPoint
 
 _NORMAL = NormalDist()
 
