@@ -172,30 +172,26 @@ class Draws:
         self._coins = torch.Generator().manual_seed(derived_seed(seed, "samples"))
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether every step takes all records."""
-        return self.batch_size == len(self.members) and self._recipe.plan.sample_rate >= 1.0
-
-    @property
     def batch_size(self) -> int:
         """Records per step, where no coin decides."""
         size, records = self._recipe.training.batch_size, len(self.members)
         full = size == 0 or size >= records or self._recipe.plan.trains_with_noise
         return records if full else size
 
-    def rows_of(self, round_number: int, steps: range) -> list[torch.Tensor]:
-        """Return the positions of the records of some of a round's steps, in one tensor each."""
-        if self._recipe.plan.trains_with_noise and self._recipe.plan.sample_rate < 1.0:
-            return [self._sample() for _ in steps]
-        if self.is_fixed:
-            return [self.members] * len(steps)
+    def rows_of(self, round_number: int, steps: range) -> torch.Tensor:
+        """Return the positions of the records of some of a round's batches, end to end.
+
+        A round's steps are asked for in order.
+        """
+        if self.batch_size == len(self.members):
+            return self.members.repeat(len(steps))
         if steps.start == 0:
             seed = round_seed(self._seed, round_number)
             self._batches = batches(len(self.members), size=self.batch_size, seed=seed)
-        numbers = torch.cat([next(self._batches) for _ in steps])
-        return list(self.members[numbers].split(self.batch_size))
+        return self.members[torch.cat([next(self._batches) for _ in steps])]
 
-    def _sample(self) -> torch.Tensor:
+    def sample(self) -> torch.Tensor:
+        """Return the positions of the records that the next Poisson sample takes."""
         coins = torch.rand(len(self.members), dtype=torch.float64, generator=self._coins)
         return self.members[coins < self._recipe.plan.sample_rate]
 
@@ -209,26 +205,35 @@ def steps_of_round(
 ) -> Iterator[Step]:
     """Yield the steps of a round of models that are trained together."""
     total = recipe.training.local_steps
-    if all(model.is_fixed for model in draws):
+    if recipe.plan.trains_with_noise and recipe.plan.sample_rate < 1.0:
+        for _ in range(total):
+            yield _joined([model.sample() for model in draws], recipe)
+        return
+    sizes = [model.batch_size for model in draws]
+    if sizes == [len(model.members) for model in draws]:  # all of its records, every time
         step = _joined([model.members for model in draws], recipe)
         for _ in range(total):
             yield step
         return
-    held = max(1, _LIMIT_NUMBERS // sum(model.batch_size for model in draws))
+    held = max(1, _LIMIT_NUMBERS // sum(sizes))
     for start in range(0, total, held):
         steps = range(start, min(total, start + held))
         ahead = [model.rows_of(round_number, steps) for model in draws]
-        for rows in zip(*ahead, strict=True):
-            yield _joined(rows, recipe)
+        if min(sizes) == max(sizes):  # the usual case: one tensor, cut into steps
+            weights = torch.full((len(draws), sizes[0]), 1.0 / sizes[0])
+            for rows in torch.split(torch.stack(ahead), sizes[0], dim=1):
+                yield Step(rows, weights)
+            continue
+        cut = [torch.split(rows, size) for rows, size in zip(ahead, sizes, strict=True)]
+        for parts in zip(*cut, strict=True):
+            yield _joined(parts, recipe)
 
 
 def _joined(rows: Sequence[torch.Tensor], recipe: ShadowRecipe) -> Step:
-    lengths = torch.tensor([len(part) for part in rows])
-    longest = int(lengths.max())
+    """Return a step of unequal samples, filled up with a record that weighs nothing."""
+    lengths = torch.tensor([part.shape[0] for part in rows])
     # A mean over the batch; under differential privacy a sum, which the normaliser divides.
     shares = torch.ones(len(rows)) if recipe.plan.trains_with_noise else 1.0 / lengths
-    if int(lengths.min()) == longest:
-        return Step(torch.stack(list(rows)), shares[:, None].expand(len(rows), longest))
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    real = torch.arange(longest) < lengths[:, None]
+    real = torch.arange(padded.shape[1]) < lengths[:, None]
     return Step(padded, shares[:, None] * real)

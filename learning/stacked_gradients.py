@@ -189,8 +189,8 @@ class DenseGradients:
             for (name, _, activation), block, weight, gradient in zip(
                 chains[0],
                 blocks,
-                self.parameters.split(sizes),
-                self.gradient.split(sizes),
+                torch.split(self.parameters, sizes),
+                torch.split(self.gradient, sizes),
                 strict=True,
             )
             for kind in (None if activation is None else type(activation),)
@@ -214,7 +214,7 @@ class DenseGradients:
         sizes = [layer.weight.numel() for layer in self._layers]
         return [
             part.view(layer.weight.shape)[model]
-            for layer, part in zip(self._layers, vector.split(sizes), strict=True)
+            for layer, part in zip(self._layers, torch.split(vector, sizes), strict=True)
         ]
 
     def state(self) -> Tensors:
@@ -334,7 +334,8 @@ class GeneralGradients:
     def _views(self, vector: torch.Tensor) -> list[torch.Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes]
         return [
-            part.view(shape) for part, shape in zip(vector.split(sizes), self._shapes, strict=True)
+            part.view(shape)
+            for part, shape in zip(torch.split(vector, sizes), self._shapes, strict=True)
         ]
 
     def _loss(self, trained: Tensors, constants: Tensors, *batch: torch.Tensor) -> torch.Tensor:
@@ -383,7 +384,8 @@ def clip_factors(norms: torch.Tensor, clip: float) -> torch.Tensor:
 
 
 def _pieces(step: Step, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for rows, weights in zip(step.rows.split(size, 1), step.weights.split(size, 1), strict=True):
+    pieces = (torch.split(tensor, size, dim=1) for tensor in (step.rows, step.weights))
+    for rows, weights in zip(*pieces, strict=True):
         if rows.shape[1]:  # a Poisson sample may be empty
             yield rows, weights
 

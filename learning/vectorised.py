@@ -2,12 +2,13 @@
 
 Promises: the models equal those of :func:`tacit.learning.training.train_model`, called once a round
 with the same batches and first weights, up to float rounding; a model depends on its own records
-and seed, not on which models are trained beside it. Works on one thread (the caller sets it, and
-gains by more processes, not more threads).
+and seed, not on which models are trained beside it. Trains on one thread: more of them slow down
+models this small, and more processes do not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from tacit.learning.stacked_gradients import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tacit.learning.prepared import Examples
 
@@ -93,7 +94,7 @@ class StackedModels:
         with torch.no_grad():
             parts = [
                 vmap(answer, in_dims=(0, None))(self.state, part).numpy()
-                for part in torch.from_numpy(features).split(size)
+                for part in torch.split(torch.from_numpy(features), size)
             ]
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
@@ -120,6 +121,30 @@ def train_together(
     """
     if not shadows or any(len(shadow.rows) == 0 for shadow in shadows):
         raise ValueError("expected at least one model, and records for each")
+    with _one_thread():
+        state = _trained(shadows, pool, recipe, progress)
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise AppError(
+            "E-TRAINING-DIVERGED",
+            "expected finite weights after training shadow models, got others",
+            hint="the recipe's learning rate is too high for this many records",
+        )
+    return StackedModels(state=state, template=copy.deepcopy(shadows[0].start))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(
+    shadows: Sequence[Shadow], pool: Examples, recipe: ShadowRecipe, progress: Progress | None
+) -> Tensors:
     features, labels = torch.from_numpy(pool.features), torch.from_numpy(pool.labels)
     rows = max(_rows_at_once(shadow, recipe) for shadow in shadows)
     size = models_at_once(shadows[0].start, features=math.prod(features.shape[1:]), rows=rows)
@@ -132,14 +157,7 @@ def train_together(
         for round_number in range(recipe.rounds):
             _train_round(source, draws, recipe, round_number, count)
         states.append(source.state())
-    state = {name: torch.cat([part[name] for part in states]) for name in states[0]}
-    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise AppError(
-            "E-TRAINING-DIVERGED",
-            "expected finite weights after training shadow models, got others",
-            hint="the recipe's learning rate is too high for this many records",
-        )
-    return StackedModels(state=state, template=copy.deepcopy(shadows[0].start))
+    return {name: torch.cat([part[name] for part in states]) for name in states[0]}
 
 
 def _rows_at_once(shadow: Shadow, recipe: ShadowRecipe) -> int:
