@@ -217,7 +217,8 @@ class ReferenceFinding:
         target_train_accuracy, target_test_accuracy: the target's, on members and non-members.
         test_deviation: standard deviation of the references' test accuracies.
         points_apart: the larger difference, in percentage points.
-        allowed_points: beyond it, the recipe does not reproduce the target.
+        allowed_points: beyond it, the recipe does not reproduce the target: two points, or two
+            standard deviations of the references' own accuracies where those are wider.
         agrees: whether it does.
         notes: what of the run the recipe leaves out.
     """

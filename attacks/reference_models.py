@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tacit.learning.shadow_recipe import ShadowRecipe
 
 
+_DEVIATIONS = 2.0
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferencePlan:
     """What reference models are to be trained.
@@ -113,6 +116,9 @@ def train(
         progress=progress,
     )
     check = check_recipe(trained, evidence.outputs, arrangement.is_member)
+    # Of a few hundred records, one accuracy strays further than two points by itself: a recipe is
+    # held against what its own models vary by, or every small audit would be called off.
+    allowed = max(MOST_POINTS_APART, 100.0 * _DEVIATIONS * check.test_deviation)
     finding = ReferenceFinding(
         models=references.models,
         train_accuracy=check.train_accuracy,
@@ -121,8 +127,8 @@ def train(
         target_test_accuracy=check.target_test_accuracy,
         test_deviation=check.test_deviation,
         points_apart=check.points_apart,
-        allowed_points=MOST_POINTS_APART,
-        agrees=check.reproduces,
+        allowed_points=allowed,
+        agrees=check.points_apart <= allowed,
         notes=references.recipe.notes,
     )
     return trained, finding

@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tacit.attacks.findings import (
     AuditedFinding,
     AuditResult,
@@ -29,7 +27,7 @@ from tacit.attacks.target import ModelTarget
 from tacit.attacks.wording import LIMITS, inconclusive_line, overall_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from tacit.attacks.arrangement import Arrangement
     from tacit.attacks.plans import AuditPlan
@@ -131,7 +129,7 @@ def _judged(
     if references is not None and not references.agrees and Need.REFERENCES in needs:
         reason = _apart(references)
         if finding.outcome is Outcome.EVIDENCE:  # better references would find no less
-            return dataclasses.replace(finding, notes=(*finding.notes, reason.capitalize() + "."))
+            return dataclasses.replace(finding, notes=(*finding.notes, reason))
         reasons.append(reason)
     if not reasons:
         return finding
@@ -145,7 +143,7 @@ def _judged(
 def _apart(references: ReferenceFinding) -> str:
     return (
         f"the recipe does not reproduce the target: accuracies are "
-        f"{references.points_apart:.1f} points apart, at most {references.allowed_points:g} expected"
+        f"{references.points_apart:.1f} points apart, at most {references.allowed_points:.2g} expected"
     )
 
 
