@@ -88,7 +88,9 @@ def arranged(subject: Subject, *, with_references: bool, seed: int) -> Arrangeme
     )
     names = np.array(subject.class_names, dtype=object)
     shared = [name for name in members.columns if name in others.columns]
-    columns = {name: np.concatenate([members.columns[name], others.columns[name]]) for name in shared}
+    columns = {
+        name: np.concatenate([members.columns[name], others.columns[name]]) for name in shared
+    }
     return Arrangement(
         evidence=evidence,
         is_member=is_member[order],

@@ -164,7 +164,7 @@ class _Audit:
 
     def result(self, *, interrupted: bool) -> AuditResult:
         """Return what the finished part comes to."""
-        self._report("statistics", 0.0)
+        self._report("statistics")
         return result_of(
             self.trail, seed=self.seed, interrupted=interrupted, replicates=self._replicates
         )
@@ -178,7 +178,7 @@ class _Audit:
 
         def told(done: int, total: int) -> None:
             self.done = before + cost * done / max(1, total)
-            self._report(f"{references.models} reference models", 0.0)
+            self._report(f"{references.models} reference models")
 
         told(0, 1)
         trained, finding = train(
@@ -196,11 +196,17 @@ class _Audit:
     def _score(self, probe: Probe) -> None:
         lacking = [need for need in probe.needs if not self.evidence.has(need)]
         if lacking:
-            self.trail.skipped[probe.name] = f"it lacked {'; '.join(self._lack(n) for n in lacking)}"
+            self.trail.skipped[probe.name] = (
+                f"it lacked {'; '.join(self._lack(n) for n in lacking)}"
+            )
             return
-        self._report(probe.name, 0.0)
+        self._report(probe.name)
         rows = self._rows(probe)
-        evidence = part_of(self.evidence, rows) if len(rows) < len(self.evidence.outputs) else self.evidence
+        evidence = (
+            part_of(self.evidence, rows)
+            if len(rows) < len(self.evidence.outputs)
+            else self.evidence
+        )
         try:
             scores = self._attack(probe, evidence)
         except TacitError as error:
@@ -233,7 +239,7 @@ class _Audit:
         pairs = np.linspace(0, len(references) // 2 - 1, self.plan.stand_ins).astype(int)
         scores, is_in = [], []
         for pair in sorted({int(pair) for pair in pairs}):
-            self._report(f"{name}, thresholds", 0.0)
+            self._report(f"{name}, thresholds")
             evidence, inside = self.evidence.with_reference_as_target(2 * pair)
             scores.append(self._attack(probe, evidence))
             is_in.append(inside)
@@ -286,6 +292,6 @@ class _Audit:
         stand_ins = _COST_OF_PROBE * self.plan.stand_ins * len(self.plan.probes)
         return probes + stand_ins + _COST_OF_REFERENCE * self.references.models
 
-    def _report(self, stage: str, more: float) -> None:
+    def _report(self, stage: str) -> None:
         if self.tell is not None:
-            self.tell(Progress(stage=stage, share=min(1.0, (self.done + more) / self.total)))
+            self.tell(Progress(stage=stage, share=min(1.0, self.done / self.total)))

@@ -181,9 +181,7 @@ def _optimistic(roc: Roc, fpr: float, plan: AuditPlan, level: float) -> PointFin
     point = roc.tpr_at(fpr)
     if not point.is_resolvable:
         return _point(point, Threshold.OPTIMISTIC, plan)
-    least = least_evident_tpr(
-        fpr, members=roc.members, non_members=roc.non_members, level=level
-    )
+    least = least_evident_tpr(fpr, members=roc.members, non_members=roc.non_members, level=level)
     return _point(
         point, Threshold.OPTIMISTIC, plan, chance=_chance(point), level=level, least=least
     )
@@ -276,9 +274,7 @@ def _slice(column: str, row: SliceRow, *, least: int) -> SliceFinding:
 
 def _curve(roc: Roc) -> tuple[tuple[float, float], ...]:
     """Return points of the curve, evenly apart in the logarithm of the FPR."""
-    grid = np.unique(
-        np.append(0.0, np.geomspace(roc.resolvable_fpr, 1.0, _CURVE_POINTS))
-    )
+    grid = np.unique(np.append(0.0, np.geomspace(roc.resolvable_fpr, 1.0, _CURVE_POINTS)))
     tpr = np.interp(grid, roc.fpr, roc.tpr)  # at equal FPR, numpy takes the last: the highest
     return tuple(zip(grid.tolist(), tpr.tolist(), strict=True))
 

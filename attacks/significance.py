@@ -62,16 +62,12 @@ def _log_choose(total: int, chosen: np.ndarray) -> np.ndarray:
     return result
 
 
-def least_evident_tpr(
-    fpr: float, *, members: int, non_members: int, level: float
-) -> float | None:
+def least_evident_tpr(fpr: float, *, members: int, non_members: int, level: float) -> float | None:
     """Return the smallest TPR that would be called evidence at an FPR; None: no TPR would."""
     allowed = math.floor(fpr * non_members + 1e-9)
 
     def chance(found: int) -> float:
-        return chance_of_finding(
-            found, allowed=allowed, members=members, non_members=non_members
-        )
+        return chance_of_finding(found, allowed=allowed, members=members, non_members=non_members)
 
     if chance(members) > level:
         return None

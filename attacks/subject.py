@@ -229,9 +229,7 @@ def _verify_disjoint(subject: Subject) -> None:
         return
     shapes = {members.features.shape[1:], non_members.features.shape[1:]}
     if len(shapes) > 1:
-        raise DataError(
-            "E-AUDIT-FEATURES", f"expected records of one shape, got {sorted(shapes)}"
-        )
+        raise DataError("E-AUDIT-FEATURES", f"expected records of one shape, got {sorted(shapes)}")
     trained, others = record_keys(members), record_keys(non_members)
     _refuse_shared(trained, others, "non-members", "members")
     if subject.population is not None and subject.population.examples is not None:
@@ -250,3 +248,34 @@ def _refuse_shared(
             f"whose features and label are also among the {other} records",
             hint="leave them out: whether such a record is a member has no answer",
         )
+
+
+def without_overlap(
+    members: Records, non_members: Records, population: Records | None
+) -> tuple[Records, Records | None, int]:
+    """Leave out non-members that are members as well, and audited records of the population.
+
+    Returns:
+        The other two groups, and how many records were left out of both.
+    """
+    trained = record_keys(members.examples)
+    kept, dropped = _kept(non_members, trained)
+    if population is None:
+        return kept, None, dropped
+    audited = np.concatenate([trained, record_keys(kept.examples)])
+    rest, further = _kept(population, audited)
+    return kept, rest, dropped + further
+
+
+def _kept(records: Records, known: npt.NDArray[Any]) -> tuple[Records, int]:
+    keys = record_keys(records.examples)
+    rows = np.flatnonzero(~np.isin(keys, known))
+    numbers = records.rows
+    chosen = Records(
+        examples=Examples(
+            features=records.examples.features[rows], labels=records.examples.labels[rows]
+        ),
+        rows=rows + 1 if numbers is None else numbers[rows],
+        columns={name: texts[rows] for name, texts in records.columns.items()},
+    )
+    return chosen, len(keys) - len(rows)

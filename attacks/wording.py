@@ -25,13 +25,13 @@ LIMITS = (
 def evidence_line(auc: AucFinding, best: PointFinding | None) -> str:
     """Say what was found."""
     if best is not None:
-        return (
-            f"evidence: at FPR {percent(best.asked_fpr)} finds {_interval(best.tpr)} of members"
-        )
+        return f"evidence: at FPR {percent(best.asked_fpr)} finds {_interval(best.tpr)} of members"
     return f"evidence: AUC {_area(auc.area)}, and at no FPR asked for more members than by chance"
 
 
-def power_line(auc: AucFinding, points: Sequence[PointFinding], *, members: int, others: int) -> str:
+def power_line(
+    auc: AucFinding, points: Sequence[PointFinding], *, members: int, others: int
+) -> str:
     """Say that nothing was found, and what would have been."""
     return f"no evidence at this power ({power(auc, points, members=members, others=others)})"
 
@@ -60,7 +60,9 @@ def overall_line(probes: Sequence[ProbeFinding], strongest: ProbeFinding | None)
         return f"{strongest.probe}: {strongest.line}"
     if not probes:
         return "inconclusive: no probe was run to its end"
-    widest = max(probes, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value))
+    widest = max(
+        probes, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value)
+    )
     said = power(widest.auc, widest.points, members=widest.members, others=widest.non_members)
     count = "1 probe" if len(probes) == 1 else f"any of {len(probes)} probes"
     return f"no evidence by {count} at this power ({said})"

@@ -64,9 +64,7 @@ def compare_reports(first: Report, second: Report) -> ReportComparison:
     missing = list(_missing(probes, (first, second)))
     for name in shared:
         pair = probes[0][name], probes[1][name]
-        differences.append(
-            _difference(name, "AUC", pair[0]["auc"]["area"], pair[1]["auc"]["area"])
-        )
+        differences.append(_difference(name, "AUC", pair[0]["auc"]["area"], pair[1]["auc"]["area"]))
         points = [_points(each) for each in pair]
         for fpr in sorted(points[0].keys() & points[1].keys(), reverse=True):
             metric = f"TPR at FPR {100.0 * fpr:.3g} %"
@@ -123,7 +121,10 @@ def _caveats(first: Report, second: Report) -> Iterator[str]:
             yield f"other {what}: records differ as well as the target"
     if first["provenance"]["plan_sha256"] != second["provenance"]["plan_sha256"]:
         yield f"other plans: {first['plan']['name']} and {second['plan']['name']}"
-    models = [0 if each["references"] is None else each["references"]["models"] for each in (first, second)]
+    models = [
+        0 if each["references"] is None else each["references"]["models"]
+        for each in (first, second)
+    ]
     if models[0] != models[1]:
         yield f"other numbers of reference models: {models[0]} and {models[1]}"
     if first["seed"] != second["seed"]:
