@@ -163,7 +163,7 @@ def roc_of(scores: Float64Array, is_member: BoolArray) -> Roc:
             non-members (``E-AUDIT-MEMBERS``).
     """
     scores, is_member = checked(scores, is_member)
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     falling = scores[order]
     ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
     found = np.cumsum(is_member[order])[ends]

@@ -114,7 +114,8 @@ def guess(scores: Float64Array, included: BoolArray, *, guesses: int, rng: Gener
     scores, included = checked(scores, included)
     if not 1 <= guesses <= len(scores):
         raise ValueError(f"expected 1 to {len(scores)} guesses, got {guesses}")
-    order = np.lexsort((rng.permutation(len(scores)), scores))
+    order = rng.permutation(len(scores))
+    order = order[np.argsort(scores[order])]
     lowest = order[: guesses // 2]
     highest = order[len(order) - (guesses + 1) // 2 :]
     right = np.sum(included[highest]) + np.sum(~included[lowest])

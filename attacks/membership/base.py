@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 from tacit.attacks.membership.signals import (
     Mode,
     compared_with,
-    log_mean_probability,
+    log_ratio,
     needed,
     reference_log_odds,
-    softplus,
     true_log_odds,
 )
 from tacit.attacks.probe import Need
@@ -48,8 +47,8 @@ class Base:
         """Return the score per record."""
         references = needed(evidence.references, "references")
         labels = evidence.outputs.labels
-        usual = log_mean_probability(
-            reference_log_odds(references.logits, labels), compared_with(references, self.mode)
+        return log_ratio(
+            true_log_odds(evidence.outputs.logits, labels),
+            reference_log_odds(references.logits, labels),
+            compared_with(references, self.mode),
         )
-        own: Float64Array = -softplus(-true_log_odds(evidence.outputs.logits, labels))
-        return own - usual

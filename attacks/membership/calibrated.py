@@ -60,4 +60,5 @@ class Calibrated:
         usual = -softplus(-reference_log_odds(references.logits, labels))
         mean = np.where(chosen, usual, 0.0).sum(axis=0) / chosen.sum(axis=0)
         own: Float64Array = -softplus(-true_log_odds(evidence.outputs.logits, labels))
-        return own - mean
+        difference: Float64Array = own - mean
+        return difference

@@ -6,6 +6,7 @@ Training ends where the gradients of its records are small, so members have smal
 from __future__ import annotations
 
 import enum
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,7 +82,7 @@ def _log_odds_gradient_norms(
 ) -> Float64Array:
     """Return the norm of each record's gradient of phi by the named weights, float64 ``(n,)``."""
     state = {name: value.detach() for name, value in model.named_buffers()}
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         wanted = parameter.requires_grad and (by is None or name in by)
         (weights if wanted else state)[name] = parameter.detach()
@@ -100,8 +101,13 @@ def _log_odds_gradient_norms(
 
     numbers = sum(weight.numel() for weight in weights.values())
     chunk = max(1, min(_MOST_RECORDS, _CHUNK_NUMBERS // max(1, numbers)))
-    parts = [
-        vmap(squared_norm)(some, theirs)
-        for some, theirs in zip(features.split(chunk), labels.split(chunk), strict=True)
-    ]
+    with warnings.catch_warnings():
+        # Layers without a batching rule (an LSTM) go record by record: slower, and the same.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        parts = [
+            vmap(squared_norm)(some, theirs)
+            for some, theirs in zip(
+                torch.split(features, chunk), torch.split(labels, chunk), strict=True
+            )
+        ]
     return np.sqrt(np.asarray(torch.cat(parts).numpy(), dtype=np.float64))

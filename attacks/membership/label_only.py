@@ -56,8 +56,9 @@ class _Oracle:
         """
         shape = self.examples.features.shape[1:]
         features = points.astype(np.float32).reshape(len(points), *shape)
-        predicted = self.target.logits(features).argmax(axis=1)
-        return (predicted == self.examples.labels[rows]) != self.is_right[rows]
+        is_right = self.target.logits(features).argmax(axis=1) == self.examples.labels[rows]
+        crossed: BoolArray = is_right != self.is_right[rows]
+        return crossed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,8 @@ class NoiseRobustness:
                 kept += ~oracle.has_crossed(records + scale * deviation * noise, rows)
             distance += scale * quantiles[kept] / len(self.scales)
         least = sum(self.scales) / len(self.scales) * quantiles[0]
-        return np.where(oracle.is_right, 1.0, -1.0) * (distance - least)
+        signed: Float64Array = np.where(oracle.is_right, distance - least, least - distance)
+        return signed
 
 
 def _nearest_across(
@@ -183,7 +185,7 @@ def _normals(
     directions: Float64Array,
     rows: Int64Array,
 ) -> Float64Array:
-    """Return unit vectors towards the other side (HopSkipJump, equations 9 and 16)."""
+    """Return unit vectors towards the other side (HopSkipJump, section III, with its baseline)."""
     radius = (distances / points.shape[1])[:, None]
     signs = np.stack(
         [np.where(oracle.has_crossed(points + radius * u, rows), 1.0, -1.0) for u in directions],
@@ -192,8 +194,9 @@ def _normals(
     mean = signs.mean(axis=1, keepdims=True)
     # Where all answers agree, their mean is the direction; else it is what they have in common.
     weights = np.where(np.abs(mean) == 1.0, signs, signs - mean)
-    normals = weights @ directions
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    normals: Float64Array = weights @ directions
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    return normals
 
 
 def _moved(
@@ -203,7 +206,7 @@ def _moved(
     box: tuple[Float64Array, Float64Array],
     rows: Int64Array,
 ) -> Float64Array:
-    """Return the points after the largest halving of each step, in the box, that is still across."""
+    """Return the points after the largest halving of each step, clipped to the box, to cross."""
     moved, todo = points.copy(), np.arange(len(rows))
     for halving in range(_HALVINGS):
         tried = np.clip(points[todo] + steps[todo] * 0.5**halving, *box)

@@ -1,9 +1,9 @@
 """LiRA, the likelihood-ratio attack (Carlini et al. 2022, arXiv 2112.03570).
 
 phi of a record is close to normal over retrainings, with one mean where it was trained on and
-another where it was not (section VI). Online (algorithm 1): the log ratio of the two densities at
-the target's phi. Offline (equation 4): how far in the upper tail of the OUT density phi lies. The
-tail is one-sided: a phi far *below* what is usual is no sign of a member.
+another where it was not (section IV). Online (algorithm 1): the log ratio of the two densities at
+the target's phi. Offline (section IV, the one-sided test): how far in the upper tail of the OUT
+density phi lies; a phi far *below* what is usual is no sign of a member.
 """
 
 from __future__ import annotations
@@ -89,11 +89,9 @@ def _moments(
     mean = np.where(chosen, phi, 0.0).sum(axis=0) / count
     squares = np.where(chosen, np.square(phi - mean), 0.0).sum(axis=0)
     freedom = count - 1
-    if freedom.sum() > 0:
-        pooled = squares.sum() / freedom.sum()
-    else:  # one reference a side: how records differ stands in for how retrainings do
-        pooled = mean.var()
-    pooled = max(float(pooled), float(np.finfo(np.float64).tiny))
+    # With one reference a side, how records differ stands in for how retrainings do.
+    spread = squares.sum() / freedom.sum() if freedom.any() else mean.var()
+    pooled = max(float(spread), float(np.finfo(np.float64).tiny))
     match kind:
         case Variance.POOLED:
             variance = np.full(len(mean), pooled)

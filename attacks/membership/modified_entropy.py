@@ -47,11 +47,12 @@ def log_modified_entropy(logits: Float64Array | Float32Array, labels: Int64Array
     """Return log M, ``(n,)``; finite where the logits are."""
     odds = log_odds(logits)
     # p_i log(1 - p_i) for every class; then (1 - p_y) log p_y in the place of the true one.
-    terms = log_softplus(odds) - softplus(-odds)
+    terms: Float64Array = log_softplus(odds) - softplus(-odds)
     column = labels[:, None]
     own = np.take_along_axis(odds, column, axis=1)
     np.put_along_axis(terms, column, log_softplus(-own) - softplus(own), axis=1)
-    return np.logaddexp.reduce(terms, axis=1)
+    total: Float64Array = np.logaddexp.reduce(terms, axis=1)
+    return total
 
 
 def _thresholds(references: References, labels: Int64Array) -> Float64Array:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tacit.attacks.target import Float64Array
     from tacit.learning.prepared import Examples
 
-_HELD_OUT = 0.25  # of the population: decides when to stop
-_PATIENCE = 50  # steps without a better held-out loss
+_HELD_OUT = 4  # one in so many of the population decides when to stop
+_PATIENCE = 30  # steps without a better held-out loss
 _LEAST_SCALE = 1e-6
 
 
@@ -70,7 +70,7 @@ class Quantile:
 
     def _fitted(self, rows: torch.Tensor, phi: torch.Tensor, rng: Generator) -> nn.Module:
         order = torch.from_numpy(rng.permutation(len(phi)))
-        held, kept = order.split([round(_HELD_OUT * len(phi)), len(phi) - len(order) // 4])
+        held, kept = order[: len(phi) // _HELD_OUT], order[len(phi) // _HELD_OUT :]
         network = _Network(rows.shape[1], self.hidden, rng)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         best, stale = np.inf, 0
@@ -90,7 +90,7 @@ class Quantile:
         return network
 
     def _pinball(self, predicted: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
-        """Return the mean pinball loss of both quantiles (equation 2)."""
+        """Return the mean pinball loss of both quantiles (section 3)."""
         median, spread = predicted.unbind(dim=1)
         total = torch.zeros((), dtype=torch.float64)
         for level, quantile in ((0.5, median), (self.upper, median + spread)):

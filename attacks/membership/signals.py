@@ -2,7 +2,7 @@
 
 A probability rounds to one long before two records stop differing, and a score that saturates
 ties exactly the records that matter. So everything starts from the log odds ``phi = log p_y -
-log(1 - p_y) = z_y - logsumexp_{i != y} z_i`` (Carlini et al. 2022, arXiv 2112.03570, section VI-A),
+log(1 - p_y) = z_y - logsumexp_{i != y} z_i`` (Carlini et al. 2022, arXiv 2112.03570, section IV),
 from which ``log p_y = -softplus(-phi)`` and ``log(1 - p_y) = -softplus(phi)`` keep all their
 digits. A constant added to a row of logits cancels.
 """
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tacit.attacks.target import BoolArray, Float32Array, Float64Array, Int64Array
 
 T = TypeVar("T")
+
+# How much of a ratio the log odds may move: more than rounding, less than anything that is meant.
+_TIE = 1e-12
 
 
 class Mode(enum.Enum):
@@ -67,8 +70,9 @@ def true_log_odds(
     own = np.take_along_axis(others, column, axis=1)[:, 0]
     np.put_along_axis(others, column, -np.inf, axis=1)
     largest = others.max(axis=1)
-    spread: Float64Array = np.log(np.exp(others - largest[:, None]).sum(axis=1))
-    return (own - largest) - spread
+    spread = np.log(np.exp(others - largest[:, None]).sum(axis=1))
+    odds: Float64Array = (own - largest) - spread
+    return odds
 
 
 def log_odds(logits: Float64Array | Float32Array) -> Float64Array:
@@ -80,7 +84,7 @@ def log_odds(logits: Float64Array | Float32Array) -> Float64Array:
     log_p = table - total
     np.put_along_axis(log_p, top[:, None], math.log(0.5), axis=1)  # a place holder, for now
     # Every other class has at most half of the probability, so one minus it loses nothing.
-    odds = log_p - np.log1p(-np.exp(np.minimum(log_p, math.log(0.5))))
+    odds: Float64Array = log_p - np.log1p(-np.exp(np.minimum(log_p, math.log(0.5))))
     np.put_along_axis(odds, top[:, None], true_log_odds(table, top)[:, None], axis=1)
     return odds
 
@@ -119,7 +123,7 @@ def log_mean_probability(
     """Return log(1 - s (1 - mean p)) for slope s, with all its digits where p is near one.
 
     Slope 1 is the logarithm of the mean probability. Slope (1 + a)/2 is RMIA's offline marginal
-    ((1 + a) mean + (1 - a))/2 (Zarifzadeh et al. 2024, arXiv 2312.03262, appendix B.2.2).
+    ((1 + a) mean + (1 - a))/2 (Zarifzadeh et al. 2024, arXiv 2312.03262, appendix B).
 
     Args:
         phi: ``(models, n)``.
@@ -133,8 +137,28 @@ def log_mean_probability(
     log_rest = log_rest + log_slope
     floor = math.log1p(-slope) if slope < 1.0 else -math.inf
     near_one = log_rest < math.log(0.5)
-    return np.where(
+    log_p: Float64Array = np.where(
         near_one,
         np.log1p(-np.exp(np.minimum(log_rest, math.log(0.5)))),
         np.logaddexp(log_mean + log_slope, floor),
     )
+    return log_p
+
+
+def log_ratio(
+    phi: Float64Array, usual: Float64Array, chosen: BoolArray, *, slope: float = 1.0
+) -> Float64Array:
+    """Return log p(x|theta) - log p(x), ``(n,)``: how much likelier a model makes a record.
+
+    No ratio is above two where half of the references are sure of the record, and each record that
+    reaches it would tie: those are ordered by phi.
+
+    Args:
+        phi: of the target, ``(n,)``.
+        usual: of the references, ``(models, n)``.
+        chosen: which of them count, as for :func:`log_mean_probability`.
+        slope: of p(x), likewise.
+    """
+    ratio = -softplus(-phi) - log_mean_probability(usual, chosen, slope=slope)
+    broken: Float64Array = ratio + _TIE * np.abs(ratio) * np.arcsinh(phi)
+    return broken

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
+from tacit.attacks.registry import MEMBERSHIP
 from tacit.learning.prepared import Examples
 from tests.attacks.worlds import (
     Training,
@@ -17,8 +20,11 @@ from tests.attacks.worlds import (
     world_of,
 )
 
+if TYPE_CHECKING:
+    from tacit.attacks.target import Float64Array
+
 RECORDS, FEATURES, CLASSES = 400, 10, 4
-REFERENCES = 24
+REFERENCES = 16
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,12 +44,21 @@ def drawn(records: int, rng: np.random.Generator) -> Examples:
 
 @pytest.fixture(scope="session")
 def overfit() -> World:
-    """An overfit target, 24 references in pairs, 600 population records."""
+    """An overfit target, 16 references in pairs, 400 population records."""
     rng = np.random.default_rng(11)
-    audited, population = drawn(RECORDS, rng), drawn(600, rng)
+    audited, population = drawn(RECORDS, rng), drawn(400, rng)
     is_in = paired_halves(1 + REFERENCES // 2, RECORDS, rng)[1:]  # the target's complement is none
     models = trained_together(audited, is_in, CLASSES, Training())
     return world_of(models[0], models[1:], is_in, audited, population)
+
+
+@pytest.fixture(scope="session")
+def overfit_scores(overfit: World) -> dict[str, Float64Array]:
+    """What each probe says of the overfit target."""
+    return {
+        name: probe.scores(overfit.evidence, rng=np.random.default_rng(0))
+        for name, probe in MEMBERSHIP.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ from torch import nn
 
 from tacit.attacks.probe import Evidence, References
 from tacit.attacks.target import BoolArray, Float64Array, ModelTarget, Outputs
-from tacit.learning.prepared import Examples
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+    from tacit.learning.prepared import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Training:
     """How all models of a world are trained: full-batch Adam on one hidden layer."""
 
     hidden: int = 32
-    steps: int = 200
+    steps: int = 150
     learning_rate: float = 0.02
 
 
