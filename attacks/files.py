@@ -7,6 +7,9 @@ value.
 
 from __future__ import annotations
 
+import itertools
+import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,14 +125,14 @@ def open_npz(path: Path) -> dict[str, Array]:
         DataError: it is none, or holds objects (``E-DATA-UNREADABLE``).
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise _unreadable(path, "it holds a single array")
-            return {name: archive[name] for name in archive.files}
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - numpy and zipfile raise whatever; their words may quote the file
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.lib.npyio.NpzFile):
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # The reader's own words may quote the file, so they are dropped.
         raise _unreadable(path, "it is no NPZ archive of plain arrays") from error
+    raise _unreadable(path, "it holds a single array")
 
 
 def _predicted(path: Path, arrays: Mapping[str, Array], side: str) -> Outputs | None:
@@ -198,7 +201,7 @@ def _sliced(path: Path, name: str, raw: pd.DataFrame, data: DataSpec) -> Array:
     edges = np.linspace(low, high, _PARTS + 1)
     numbers = np.array([_number(text) for text in texts])
     names = [
-        *(f"{first:g} to {last:g}" for first, last in zip(edges, edges[1:], strict=False)),
+        *(f"{first:g} to {last:g}" for first, last in itertools.pairwise(edges)),
         "missing",
     ]
     parts = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, _PARTS - 1)

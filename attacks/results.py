@@ -143,7 +143,8 @@ def _judged(
 def _apart(references: ReferenceFinding) -> str:
     return (
         f"the recipe does not reproduce the target: accuracies are "
-        f"{references.points_apart:.1f} points apart, at most {references.allowed_points:.2g} expected"
+        f"{references.points_apart:.1f} points apart, "
+        f"at most {references.allowed_points:.2g} expected"
     )
 
 

@@ -283,10 +283,8 @@ def _notes(roc: Roc, level: float) -> tuple[str, ...]:
     reverse = chance_of_auc(1.0 - roc.auc, members=roc.members, non_members=roc.non_members)
     if reverse > level:
         return ()
-    return (
-        "The AUC is below 0.5 by more than chance: members look less like members than others do; "
-        "the two sides may not come from one source.",
-    )
+    said = "the AUC is below 0.5 by more than chance: the two sides may not be of one source"
+    return (said,)
 
 
 def _estimate(value: float, interval: Interval) -> Estimate:

@@ -42,7 +42,8 @@ def chance_of_finding(found: int, *, allowed: int, members: int, non_members: in
     Args:
         found: members above the threshold.
         allowed: non-members above it.
-        members, non_members: how many records there are.
+        members: how many there are.
+        non_members: how many there are.
     """
     drawn = found + allowed
     if allowed >= non_members or found <= 0:

@@ -8,19 +8,19 @@ Messages hold counts, never a record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from tacit.attacks.target import ModelTarget, Outputs, Target
 from tacit.core.errors import DataError
 from tacit.learning.prepared import Examples
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
 
     from tacit.core.specification import RunSpec
 
@@ -187,7 +187,7 @@ def record_keys(examples: Examples) -> npt.NDArray[Any]:
 
 
 def _target_of(model: nn.Module | Target) -> Target:
-    return model if hasattr(model, "logits") else ModelTarget(model=model)
+    return ModelTarget(model=model) if isinstance(model, nn.Module) else model
 
 
 def _asked(target: Target, records: Records | Examples, name: str) -> Group:

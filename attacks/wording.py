@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from tacit.attacks.findings import AucFinding, Estimate, PointFinding, ProbeFinding
 
 LIMITS = (
-    "Members and non-members are taken to come from one source: where they differ in anything but "
-    "membership, a probe may find that difference instead.",
+    "Members and non-members are taken to be of one source: a probe may find what else differs.",
     "A stronger attack may find what these did not: nothing here bounds what can be learned.",
     "Scores concern records as they were handed in; changed or partial records were not tried.",
 )

@@ -8,7 +8,7 @@ Exit codes: 0 for an audit that was made, whatever it found; 2 and 3 for what ca
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from tacit.cli.output import EXIT_INTERRUPTED, emit, foreign_output_aside
 from tacit.core.errors import UsageError
 from tacit.core.logs import configure_logging
 
-if TYPE_CHECKING:
-    from tacit.cli.audit_run import Request
-
 app = typer.Typer(add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -33,6 +30,7 @@ ReportArgument = Annotated[
 
 @app.command()
 def run(
+    *,
     members: Annotated[
         Path | None, typer.Option("--members", help="Records that the model was trained on.")
     ] = None,
@@ -83,7 +81,7 @@ def run(
         bool,
         typer.Option(
             "--drop-overlap",
-            help="Leave out records that stand on two sides, and say how many, instead of refusing.",
+            help="Leave out records that stand on two sides, instead of refusing.",
         ),
     ] = False,
     out: Annotated[
@@ -98,7 +96,6 @@ def run(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that train reference models.")
     ] = 1,
-    *,
     json: Json = False,
 ) -> None:
     """Attack a model, on files at hand, and write report.json and roc.svg.
