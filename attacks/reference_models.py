@@ -67,8 +67,10 @@ def why_no_references(
     if not wanting:
         return "no probe needs them"
     spec = subject.recipe
-    if spec is None or subject.members.examples is None:
-        return "no recipe was handed in" if spec is None else "only predictions were handed in"
+    if subject.members.examples is None:
+        return "only predictions were handed in"
+    if spec is None:
+        return "no recipe was handed in"
     share = 1.0 - (spec.training.validation_fraction if spec.training is not None else 0.0)
     try:
         recipe = shadow_recipe(

@@ -194,7 +194,8 @@ class _Audit:
         self.done = before + cost
 
     def _score(self, probe: Probe) -> None:
-        lacking = [need for need in probe.needs if not self.evidence.has(need)]
+        # In the order of the Enum: a set's own order changes from process to process.
+        lacking = [n for n in Need if n in probe.needs and not self.evidence.has(n)]
         if lacking:
             self.trail.skipped[probe.name] = (
                 f"it lacked {'; '.join(self._lack(n) for n in lacking)}"
