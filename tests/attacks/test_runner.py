@@ -117,6 +117,16 @@ def test_a_recipe_that_does_not_reproduce_the_target_is_said() -> None:
             assert probe.outcome is Outcome.INCONCLUSIVE
 
 
+def test_references_that_diverge_are_said() -> None:
+    """A recipe that leads nowhere costs the probes that need it, and no other."""
+    training = dataclasses.replace(SPEC.training, optimizer="sgd", learning_rate=1e30)
+    result = run_audit(
+        subject(trained(), recipe=dataclasses.replace(SPEC, training=training)), TINY, seed=0
+    )
+    assert [probe.probe for probe in result.probes] == ["loss", "modified-entropy"]
+    assert all("E-TRAINING-DIVERGED" in each.reason for each in result.skipped)
+
+
 def test_realistic_thresholds_come_from_references(leaking: AuditResult) -> None:
     """Each point stands twice: read off the curve, and at a threshold that references chose."""
     for probe in leaking.probes:
