@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.attacks.points import CONFIDENCE, LEAST_EXPECTED, Interval, clopper_pearson
-from tacit.attacks.statistics import Roc
+from tacit.attacks.points import (
+    CONFIDENCE,
+    LEAST_EXPECTED,
+    Interval,
+    Precision,
+    clopper_pearson,
+    precision_of,
+)
+from tacit.attacks.statistics import Roc, newcombe_interval
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,6 +60,15 @@ class BinnedPoint:
     def supports_gate(self) -> bool:
         """Whether enough non-members are expected above for a gate to rest on the point."""
         return self.asked_fpr * self.non_members >= LEAST_EXPECTED - 1e-9
+
+    def precision(self, prior: float) -> Precision:
+        """Return the precision at a prior; its interval has the error of both rates together.
+
+        For one of 95 %, ask for the point at a confidence of 97.5 %.
+        """
+        return precision_of(
+            prior, (self.tpr, self.tpr_interval), (self.asked_fpr, self.fpr_interval)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,11 +110,12 @@ class BinnedRoc:
         """Return where the area lies, for sampling and noise together.
 
         With counts a of members and b of non-members, S(t) = a' (L - t) b has mean zero at the
-        true area t, also with noise, since both are noised separately. Its variance, with
-        M = L - t, U = a + sd^2 and V = b + sd^2 for those of the counts, is estimated without bias
-        by sum U (M b)^2 + sum V (M' a)^2 - sum U M^2 V. The interval is all t with
-        S(t)^2 <= z^2 Var S(t), as Fieller 1954 does for a ratio. Without noise:
-        :meth:`tacit.attacks.statistics.Roc.auc_interval`.
+        true area t, also with noise, since both are noised separately. With M = L - t, its
+        variance is sum (a + sd^2) (M b)^2 + sum (b + sd^2) (M' a)^2; that counts the product of
+        both noises twice, which widens the interval by some per cent where noise is all there is.
+        The interval is all t with S(t)^2 <= z^2 Var S(t), as Fieller 1954 does for a ratio; and
+        never less than what the counts alone leave open (:func:`newcombe_interval`), which it would
+        be near perfect separation. Without noise: that of :class:`tacit.attacks.statistics.Roc`.
         """
         found, false = self._counts
         noise = self.histogram.noise_sd**2
@@ -108,14 +125,17 @@ class BinnedRoc:
 
         def excess(theta: float) -> float:
             pairs = order - theta
-            of_found, of_false = found + noise, false + noise
-            variance = of_found @ np.square(pairs @ false) + of_false @ np.square(found @ pairs)
-            variance -= of_found @ np.square(pairs) @ of_false
+            variance = (found + noise) @ np.square(pairs @ false)
+            variance += (false + noise) @ np.square(found @ pairs)
             return float((found @ pairs @ false) ** 2 - _z(confidence) ** 2 * variance)
 
         low, middle, high = excess(0.0), excess(0.5), excess(1.0)
         square = 2.0 * (low + high) - 4.0 * middle
-        return _quadratic_interval(square, high - low - square, low, confidence)
+        both = _quadratic_interval(square, high - low - square, low, confidence)
+        least = newcombe_interval(self.auc, self.members, self.non_members, confidence=confidence)
+        return Interval(
+            low=min(both.low, least.low), high=max(both.high, least.high), confidence=confidence
+        )
 
     def _exact_curve(self) -> Roc:
         found, false = self._counts
@@ -131,8 +151,11 @@ class BinnedRoc:
             raise ValueError(f"expected an FPR from 0 to below 1, got {fpr}")
         found, false = self._counts
         allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
-        bins = int(np.argmax(above[1:] > allowed + 1e-9))  # whole ones: before the first too many
-        share = (allowed - above[bins]) / false[bins]
+        beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
+        bins, share = len(found) - 1, 1.0  # whole bins, and how much of the next
+        if len(beyond):
+            bins = int(beyond[0])
+            share = max(0.0, allowed - above[bins]) / false[bins]
         called = np.zeros(len(found))
         called[:bins], called[bins] = 1.0, share
         edges = np.append(np.inf, self.histogram.edges[::-1])

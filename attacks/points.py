@@ -17,6 +17,7 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 CONFIDENCE = 0.95
+PRIORS = (0.01, 0.1, 0.5)  # shares of members among candidates, for which precision is reported
 LEAST_EXPECTED = 10  # non-members expected above a threshold before a gate may rest on it
 
 
@@ -134,21 +135,37 @@ class OperatingPoint:
     def precision(self, prior: float, *, confidence: float = CONFIDENCE) -> Precision:
         """Return the precision where a share ``prior`` of the candidates are members.
 
-        By Bayes' rule; the interval takes the worst ends of both rates, each at half the error
-        (Bonferroni), since precision rises with the TPR and falls with the FPR.
+        See :func:`precision_of`; each rate gets half of the error.
         """
-        if not 0 < prior < 1:
-            raise ValueError(f"expected 0 < prior < 1, got {prior}")
         each = 1.0 - (1.0 - confidence) / 2.0
-        tpr, fpr = self.tpr_interval(confidence=each), self.fpr_interval(confidence=each)
-        low = _precision(prior, tpr.low, fpr.high)
-        high = _precision(prior, tpr.high, fpr.low)
-        interval = Interval(
-            low=low or 0.0, high=1.0 if high is None else high, confidence=confidence
+        return precision_of(
+            prior,
+            (self.tpr, self.tpr_interval(confidence=each)),
+            (self.fpr, self.fpr_interval(confidence=each)),
         )
-        return Precision(
-            prior=prior, value=_precision(prior, self.tpr, self.fpr), interval=interval
-        )
+
+
+def precision_of(
+    prior: float, tpr: tuple[float, Interval], fpr: tuple[float, Interval]
+) -> Precision:
+    """Return the precision at a prior, of two rates and their intervals.
+
+    By Bayes' rule; the interval takes the worst ends of both rates, since precision rises with the
+    TPR and falls with the FPR. It misses at most as often as the two together (Bonferroni).
+
+    Raises:
+        ValueError: expected ``0 < prior < 1``.
+    """
+    if not 0 < prior < 1:
+        raise ValueError(f"expected 0 < prior < 1, got {prior}")
+    low = _precision(prior, tpr[1].low, fpr[1].high)
+    high = _precision(prior, tpr[1].high, fpr[1].low)
+    interval = Interval(
+        low=low or 0.0,
+        high=1.0 if high is None else high,
+        confidence=tpr[1].confidence + fpr[1].confidence - 1.0,
+    )
+    return Precision(prior=prior, value=_precision(prior, tpr[0], fpr[0]), interval=interval)
 
 
 def _precision(prior: float, tpr: float, fpr: float) -> float | None:

@@ -88,13 +88,12 @@ class Roc:
         DeLong, DeLong & Clarke-Pearson 1988 on the logit scale: it assumes no shape of the scores
         (those of attacks have heavy tails), costs one pass over the steps where a bootstrap costs a
         thousand, needs no seed, and stays within [0, 1]. Where it has no width (perfect separation,
-        one tie, a single record on one side), Newcombe 2006, part 2, method 5, which needs only the
-        AUC and the counts.
+        one tie, a single record on one side), :func:`newcombe_interval`.
         """
         z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
         auc, variance = self.auc, self._delong_variance()
         if not (variance > 0 and 0 < auc < 1):
-            return self._newcombe_interval(z, confidence)
+            return newcombe_interval(auc, self.members, self.non_members, confidence=confidence)
         centre, half = special.logit(auc), z * math.sqrt(variance) / (auc * (1.0 - auc))
         low, high = special.expit([centre - half, centre + half])
         return Interval(low=float(low), high=float(high), confidence=confidence)
@@ -110,18 +109,6 @@ class Roc:
         of_members = np.sum(members * np.square(below - auc)) / (self.members - 1.0)
         of_others = np.sum(others * np.square(above - auc)) / (self.non_members - 1.0)
         return float(of_members / self.members + of_others / self.non_members)
-
-    def _newcombe_interval(self, z: float, confidence: float) -> Interval:
-        auc, pairs = self.auc, self.members * self.non_members
-        size = (self.members + self.non_members) / 2.0 - 1.0
-
-        def excess(theta: float) -> float:
-            spread = 1.0 + size * ((1.0 - theta) / (2.0 - theta) + theta / (1.0 + theta))
-            return (theta - auc) ** 2 - z * z * theta * (1.0 - theta) * spread / pairs
-
-        low = 0.0 if auc <= 0 else optimize.brentq(excess, 0.0, auc - 1e-12)
-        high = 1.0 if auc >= 1 else optimize.brentq(excess, auc + 1e-12, 1.0)
-        return Interval(low=float(low), high=float(high), confidence=confidence)
 
     def tpr_at(self, fpr: float) -> OperatingPoint:
         """Return the point of this curve with at most that FPR: optimistic.
@@ -151,6 +138,27 @@ class Roc:
         )
 
 
+def newcombe_interval(
+    auc: float, members: float, non_members: float, *, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return where an area lies, by its value and the counts alone.
+
+    Newcombe 2006 ("Confidence intervals for an effect size measure based on the Mann-Whitney
+    statistic", part 2), method 5: all t with (t - AUC)^2 <= z^2 t (1 - t) (1 + (N - 1) ((1 - t) /
+    (2 - t) + t / (1 + t))) / (members non_members), N half of all.
+    """
+    z, pairs = NormalDist().inv_cdf(0.5 + confidence / 2.0), members * non_members
+    size = (members + non_members) / 2.0 - 1.0
+
+    def excess(theta: float) -> float:
+        spread = 1.0 + size * ((1.0 - theta) / (2.0 - theta) + theta / (1.0 + theta))
+        return (theta - auc) ** 2 - z * z * theta * (1.0 - theta) * spread / pairs
+
+    low = 0.0 if auc < 1e-9 else optimize.brentq(excess, 0.0, auc - 1e-12)
+    high = 1.0 if auc > 1.0 - 1e-9 else optimize.brentq(excess, auc + 1e-12, 1.0)
+    return Interval(low=float(low), high=float(high), confidence=confidence)
+
+
 def roc_of(scores: Float64Array, is_member: BoolArray) -> Roc:
     """Return the curve of some scores.
 
@@ -175,7 +183,20 @@ def roc_of(scores: Float64Array, is_member: BoolArray) -> Roc:
 
 
 def checked(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, BoolArray]:
-    """Return scores and membership as they can be used, or refuse; see :func:`roc_of`."""
+    """Return scores and membership of both kinds, or refuse; see :func:`roc_of`."""
+    scores, is_member = checked_pairs(scores, is_member)
+    if not is_member.any() or is_member.all():
+        raise DataError(
+            "E-AUDIT-MEMBERS",
+            f"expected members and non-members, got {is_member.sum()} members "
+            f"among {len(is_member)} records",
+            hint="an attack is scored on both; take non-members from the same source",
+        )
+    return scores, is_member
+
+
+def checked_pairs(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, BoolArray]:
+    """Return a score and a boolean for each record, or refuse; see :func:`roc_of`."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1 or np.isnan(scores).any():
         raise DataError(
@@ -189,13 +210,6 @@ def checked(scores: Float64Array, is_member: BoolArray) -> tuple[Float64Array, B
             "E-AUDIT-MEMBERS",
             f"expected membership as booleans {scores.shape}, "
             f"got {is_member.dtype} {is_member.shape}",
-        )
-    if not is_member.any() or is_member.all():
-        raise DataError(
-            "E-AUDIT-MEMBERS",
-            f"expected members and non-members, got {is_member.sum()} members "
-            f"among {len(is_member)} records",
-            hint="an attack is scored on both; take non-members from the same source",
         )
     return scores, is_member
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.attacks.statistics import checked
+from tacit.attacks.statistics import checked_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,10 +108,11 @@ def guess(scores: Float64Array, included: BoolArray, *, guesses: int, rng: Gener
         rng: breaks ties.
 
     Raises:
-        DataError: as :func:`tacit.attacks.statistics.roc_of`.
+        DataError: a score is no number (``E-AUDIT-SCORES``), or a bit no boolean
+            (``E-AUDIT-MEMBERS``). That all bits fell alike is no error: refusing it would bias.
         ValueError: there are fewer canaries than guesses.
     """
-    scores, included = checked(scores, included)
+    scores, included = checked_pairs(scores, included)
     if not 1 <= guesses <= len(scores):
         raise ValueError(f"expected 1 to {len(scores)} guesses, got {guesses}")
     order = rng.permutation(len(scores))

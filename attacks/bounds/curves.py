@@ -83,9 +83,10 @@ class Profile:
         return max(0.0, float(shrunk.max()), float(grown.max()))
 
     def most(self, chance: float) -> float:
-        """Return the largest chance next door: min over e of e^e chance + delta(e), at most 1.
+        """Return the largest chance next door, such as the TPR that the claim allows at an FPR.
 
-        The TPR that the claim allows at an FPR.
+        The least over e of e^e chance + delta(e), and of what the other direction of the relation
+        leaves, 1 - e^-e (1 - delta(e) - chance); at most 1.
         """
         grown = np.exp(self.epsilons) * chance + self.deltas
         shrunk = 1.0 - np.exp(-self.epsilons) * (1.0 - self.deltas - chance)

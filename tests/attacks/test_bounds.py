@@ -253,6 +253,12 @@ def test_order_of_canaries_tells_nothing() -> None:
     assert guess(np.zeros(2000), bits, guesses=1000, rng=rng).correct == pytest.approx(500, abs=60)
 
 
+def test_bits_that_fell_alike_are_guessed_too() -> None:
+    """Three canaries that are all in are no error: to refuse them would bias the bound."""
+    bits, rng = np.ones(3, dtype=bool), np.random.default_rng(0)
+    assert guess(np.arange(3.0), bits, guesses=3, rng=rng) == of(3, 3, 2)
+
+
 def test_owners_guesses_add_up() -> None:
     """Guesses of several owners are one set of guesses."""
     assert merged([of(100, 20, 18), of(50, 10, 5)]) == of(150, 30, 23)

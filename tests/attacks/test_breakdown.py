@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from tacit.attacks.breakdown import most_exposed, slice_table
 from tacit.core.errors import DataError
@@ -65,6 +66,14 @@ def test_constant_scores_order_nobody() -> None:
     """A constant score has no ranks to be stable; the count is cut to the members there are."""
     found = most_exposed(np.zeros(6), IS_MEMBER, SCORES[None], count=9)
     assert (found.rows.tolist(), found.spearman) == ([0, 2, 4], 0.0)
+
+
+def test_ranks_of_ties_are_their_middle() -> None:
+    """Correlation with ties in both is that of scipy."""
+    rng = np.random.default_rng(2)
+    scores, again = rng.integers(0, 4, (2, 50)).astype(float)
+    found = most_exposed(scores, np.arange(50) < 40, again[None], count=5)
+    assert found.spearman == pytest.approx(spearmanr(scores[:40], again[:40]).statistic)
 
 
 def test_replicates_are_needed() -> None:

@@ -108,7 +108,7 @@ def test_a_record_counts_once(members: list[int], others: list[int]) -> None:
     assert positions(np.array([0.0]), np.array([0.0]), np.array([True])).tolist() == [1]
 
 
-@pytest.mark.parametrize("noise", [0.0, 1.0, 5.0, 20.0])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 5.0, 20.0])
 @pytest.mark.parametrize("mu", [0.0, 1.0, 2.5])
 def test_intervals_cover_sampling_and_noise(mu: float, noise: float) -> None:
     """Intervals of area and TPR at 5 % FPR hold the truth in 92 to 98 % of 500 releases."""
@@ -122,6 +122,35 @@ def test_intervals_cover_sampling_and_noise(mu: float, noise: float) -> None:
         held.append((found.low <= area <= found.high, interval.low <= tpr <= interval.high))
     assert (np.mean(held, axis=0) >= 0.92).all()
     assert (np.mean(held, axis=0) <= 0.98).all()
+
+
+def test_precision_through_noise_covers() -> None:
+    """The true precision at a prior of 10 % lies in the interval in at least 95 % of releases."""
+    rng, held = np.random.default_rng(21), []
+    for _ in range(500):
+        point = roc_of_histograms(drawn(rng, 1.0, 1500, 4.0)).tpr_at(0.05, confidence=0.975)
+        tpr, fpr = true_tpr(1.0, point), true_tpr(0.0, point)
+        interval = point.precision(0.1).interval
+        held.append(interval.low <= tpr / (tpr + 9 * fpr) <= interval.high)
+    assert interval.confidence == pytest.approx(0.95)
+    assert np.mean(held) >= 0.95
+
+
+def test_nearly_every_non_member() -> None:
+    """An FPR just below one has a point too, and one of no record at all does as well."""
+    rng = np.random.default_rng(0)
+    curve = roc_of_histograms(drawn(rng, 1.0, 50, 0.0))
+    assert curve.tpr_at(1.0 - 1e-12).tpr == pytest.approx(1.0)
+    assert curve.tpr_at(0.0).tpr_interval.high > 0.0
+
+
+def test_little_noise_and_perfect_separation_leave_doubt() -> None:
+    """Where sampling is the larger part, noise that is nearly none makes nothing certain."""
+    members, others = np.zeros(32), np.zeros(32)
+    members[-1], others[0] = 20.0, 20.0
+    small = ScoreHistogram(edges=EDGES, members=members, non_members=others, noise_sd=0.01)
+    interval = roc_of_histograms(small).auc_interval()
+    assert (interval.low < 0.95, interval.high) == (True, 1.0)
 
 
 def test_noise_widens_what_is_known() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tacit.attacks.bounds.bound import Bound, guess
 from tacit.attacks.bounds.one_run import f_dp_bound, one_run_bound
 from tacit.attacks.bounds.two_sided import clopper_pearson_bound
-from tacit.attacks.self_test import null_self_test
+from tacit.attacks.self_test import SelfTest, null_self_test
 from tacit.attacks.statistics import realised, roc_of
 
 DELTA = 1e-5
@@ -87,6 +87,12 @@ def test_a_wrong_alpha_fails() -> None:
         scores, bits, {"best": best_threshold}, rng=np.random.default_rng(1), permutations=50
     )
     assert not found.passed
+
+
+def test_an_area_off_one_half_fails() -> None:
+    """Three standard errors from one half are allowed, and no more."""
+    near = SelfTest(permutations=200, mean_auc=0.5029, standard_error=0.001, bounds=())
+    assert (near.passed, replace(near, mean_auc=0.4969).passed) == (True, False)
 
 
 def test_deviation_is_that_of_permutations() -> None:

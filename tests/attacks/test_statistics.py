@@ -102,6 +102,11 @@ def test_perfect_separation_leaves_doubt() -> None:
     assert 0.6 < roc.auc_interval().low < 0.9
 
 
+def test_balanced_accuracy_by_hand() -> None:
+    """The best threshold finds 3 of 4 members with 1 of 5 non-members."""
+    assert roc_of(*both([9, 8, 7, 1], [8, 3, 2, 2, 0])).balanced_accuracy == pytest.approx(0.775)
+
+
 def test_tie_is_crossed_as_a_lot_would_on_average() -> None:
     """Where scores saturate, the TPR equals the mean over many ways to break the tie by lot."""
     rng = np.random.default_rng(3)
