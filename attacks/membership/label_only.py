@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _BISECTIONS = 10  # the boundary is met to 1/1024 of the way
 _HALVINGS = 6  # of a step that does not cross
-_ROWS = 1 << 12  # of the table of distances that is held at a time
+_TABLE_NUMBERS = 1 << 23  # distances between records held at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,9 @@ def _nearest_across(
     """Return the nearest record on the other side of each one's boundary; -1 where none is."""
     nearest = np.full(len(records), -1, dtype=np.int64)
     squares = np.square(records).sum(axis=1)
-    for start in range(0, len(records), _ROWS):
-        part = slice(start, start + _ROWS)
+    step = max(1, _TABLE_NUMBERS // max(1, len(records)))
+    for start in range(0, len(records), step):
+        part = slice(start, start + step)
         distances = squares - 2.0 * records[part] @ records.T
         across = (predicted[None, :] == labels[part, None]) != is_right[part, None]
         distances[~across] = np.inf

@@ -188,3 +188,10 @@ def test_needs_are_declared(probe: Probe, overfit: World) -> None:
     )
     assert all(least.has(need) for need in probe.needs)
     assert len(scores_of(probe, least)) == len(overfit.is_in)
+
+
+@pytest.mark.parametrize("need", Need)
+def test_predictions_alone_serve_no_need(need: Need, overfit: World) -> None:
+    """What was not handed in is not there: a report then says what was missing."""
+    assert overfit.evidence.has(need)
+    assert not Evidence(outputs=overfit.evidence.outputs).has(need)

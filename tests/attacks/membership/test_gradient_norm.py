@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from tacit.attacks.membership.gradient_norm import GradientNorm, Layers
 from tacit.attacks.probe import Evidence
 from tacit.attacks.target import Float64Array, ModelTarget, Outputs
 from tacit.learning.prepared import Examples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RECORDS = 12
 
