@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.attacks.findings import ReferenceFinding
-from tacit.attacks.references import (
-    MOST_POINTS_APART,
-    Design,
-    Material,
-    check_recipe,
-    train_references,
-)
+from tacit.attacks.recipe_check import MOST_POINTS_APART, check_recipe
+from tacit.attacks.references import Design, Material, train_references
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.learning.models import build_model
 from tacit.learning.shadow_recipe import derived_seed, shadow_recipe
