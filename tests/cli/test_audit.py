@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,29 @@ def test_a_run_folder_brings_model_and_recipe(
     out = ["--out", str(tmp_path / "out")]
     assert run(["audit", "run", "--run", str(folder), *files, *out]) == 0
     assert json.loads(capsys.readouterr().out)["audited"]["form"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [('{"rounds": [{"cohort": [1, 2, 3]}, {"cohort": [1]}]}', 0), ('{"rounds": 3}', 6), ("[", 6)],
+)
+def test_a_manifest_says_how_many_owners(
+    folder: Path, tmp_path: Path, capsys: Captured, content: str, code: int
+) -> None:
+    """References take the share of noise of as many owners; a damaged manifest is no default."""
+    run_folder = tmp_path / "run"
+    shutil.copytree(folder, run_folder)
+    (run_folder / "manifest.json").write_text(content)
+    files = ["--members", str(folder / "members.npz"), "--nonmembers"]
+    files += [str(folder / "nonmembers.npz"), "--probe", "base-offline", "--json"]
+    out = ["--out", str(tmp_path / "out")]
+    assert run(["audit", "run", "--run", str(run_folder), *files, *out]) == code
+    said = capsys.readouterr()
+    if code == 0:
+        (note,) = json.loads(said.out)["references"]["notes"]
+        assert "averaged 3 owners" in note
+    else:
+        assert "--owners N" in said.err
 
 
 @pytest.fixture
