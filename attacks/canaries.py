@@ -246,12 +246,16 @@ def audit_canaries(
     kinds = tuple(
         _findings(each, claim, share, rng=rng, permutations=permutations) for each in scored
     )
-    reasons = [reason for kind in kinds for reason in _reasons(kind, claim)]
+    verdict, reasons = judge(kinds, claim)
+    return CanaryFindings(claim=claim, kinds=kinds, verdict=verdict, reasons=reasons)
+
+
+def judge(kinds: Sequence[KindFindings], claim: Claim) -> tuple[Verdict, tuple[str, ...]]:
+    """Return the verdict that findings come to, and why it is no better."""
+    reasons = tuple(reason for kind in kinds for reason in _reasons(kind, claim))
     if any(kind.of(Method.ONE_RUN).value > claim.epsilon for kind in kinds):
-        verdict = Verdict.FAIL
-    else:
-        verdict = Verdict.INCONCLUSIVE if reasons else Verdict.PASS
-    return CanaryFindings(claim=claim, kinds=kinds, verdict=verdict, reasons=tuple(reasons))
+        return Verdict.FAIL, reasons
+    return (Verdict.INCONCLUSIVE if reasons else Verdict.PASS), reasons
 
 
 def _findings(

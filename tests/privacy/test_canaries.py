@@ -160,6 +160,27 @@ def test_directions_turn_round_within_a_pair_and_are_new_after_it() -> None:
     assert abs(float(steps[0] @ steps[2])) < 5 / math.sqrt(len(steps[0]))
 
 
+def test_scores_come_from_released_values_alone() -> None:
+    """With noise: the product of each release and the direction, which a quiet run shows."""
+    included = np.ones(1, dtype=np.bool_)
+    plan = dataclasses.replace(QUIET, local_steps=5)
+    quiet = make_engine(
+        model(), plan=plan, noise_key=KEY, canaries=Canaries(seed=SEED, included=included)
+    )
+    noised = make_engine(
+        model(),
+        plan=dataclasses.replace(plan, noise_multiplier=3.0, normaliser=7.0),
+        noise_key=KEY,
+        canaries=Canaries(seed=SEED, included=~included),
+    )
+    expected = 0.0
+    for _ in range(5):
+        direction = torch.cat([g.flatten() for g in quiet.gradient(*NOBODY)]).double()
+        released = torch.cat([g.flatten() for g in noised.gradient(*records(10))]).double()
+        expected += float(direction @ released)
+    assert noised.canary_scores().products == pytest.approx(expected, rel=1e-4)
+
+
 def test_releases_go_on_where_the_last_one_ended() -> None:
     """Two releases, told how many steps there were, score as one does."""
     features, labels = records(10)
