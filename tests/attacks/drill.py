@@ -20,11 +20,11 @@ from tacit.attacks.canaries import (
     CanaryKind,
     ScoredCanaries,
     audit_canaries,
-    claim_of,
     mislabelled_scores,
     planned_guesses,
 )
-from tacit.attacks.inclusion import CanaryDesign, draw_opening, verify_opening
+from tacit.attacks.claim import claim_of
+from tacit.attacks.inclusion import CanaryDesign, Opening, verify_opening
 from tacit.core.data_contract import ColumnKind, ColumnSpec, DataSpec
 from tacit.core.privacy_spec import PrivacyMode, PrivacyUnit
 from tacit.learning.mislabelled import mislabelled_from_ranges, planted
@@ -34,7 +34,6 @@ from tacit.privacy.dpsgd.book_keeping import BookKeeping
 from tacit.privacy.dpsgd.canaries import Canaries, CanaryScores, CanaryUnits
 from tacit.privacy.dpsgd.engine import Engine
 from tacit.privacy.dpsgd.mechanism import GaussianMechanism
-from tacit.privacy.noise import fresh_key
 from tacit.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
@@ -149,13 +148,13 @@ def records(seed: int) -> Examples:
 
 
 def trained(
-    case: Case, honest: PrivacyPlan, examples: Examples, canaries: Canaries
+    case: Case, honest: PrivacyPlan, examples: Examples, canaries: Canaries, *, noise_key: bytes
 ) -> tuple[nn.Module, CanaryScores]:
     """Train as the built-in app does, with the case's parts in the engine."""
     model = nn.Linear(FEATURES, CLASSES)
     source: GradientSource = case.source(model)
     units = CanaryUnits(canaries, source.parameters, clip=honest.clip)
-    mechanism = case.mechanism(honest, fresh_key())
+    mechanism = case.mechanism(honest, noise_key)
     engine = Engine(source, mechanism, steps=honest.local_steps, canaries=units)
     optimizer = torch.optim.SGD(engine.parameters, lr=LEARNING_RATE)
     features, labels = torch.from_numpy(examples.features), torch.from_numpy(examples.labels)
@@ -178,17 +177,20 @@ def drill(
 ) -> CanaryFindings:
     """Plant, train, open and audit once, in the order in which an audit goes.
 
-    Noise, bits and salt come from the operating system; the seed names records and directions.
+    Everything follows from the seed, so that a table can be made again; outside of tests bits and
+    noise come from the operating system.
     """
+    rng = np.random.default_rng(1000 + seed)
     claim = claim_of(honest)
     design = CanaryDesign(
         directions=directions,
         mislabelled=mislabelled,
-        seed_hex=np.random.default_rng(1000 + seed).bytes(32).hex(),
+        seed_hex=rng.bytes(32).hex(),
         direction_guesses=planned_guesses(directions, claim, kinds=2),
         mislabelled_guesses=planned_guesses(mislabelled, claim, kinds=2),
     )
-    opening = draw_opening(design)
+    included = rng.random(design.canaries) < 0.5
+    opening = Opening(design=design, salt=rng.bytes(32), included=included)
     commitment = opening.commitment()
     wrong = mislabelled_from_ranges(CONTRACT, mislabelled, seed=design.seed)
     model, scores = trained(
@@ -196,6 +198,7 @@ def drill(
         honest,
         planted(records(seed), wrong, opening.mislabelled),
         Canaries(seed=design.seed, included=opening.directions),
+        noise_key=rng.bytes(32),
     )
     with torch.no_grad():
         logits = model(torch.from_numpy(wrong.features)).double().numpy()
@@ -216,7 +219,6 @@ def drill(
             guesses=design.mislabelled_guesses,
         ),
     )
-    rng = np.random.default_rng(seed)
     return audit_canaries(scored, claim, rng=rng, permutations=permutations)
 
 

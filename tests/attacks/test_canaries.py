@@ -16,15 +16,14 @@ from tacit.attacks.bounds.one_run import one_run_bound
 from tacit.attacks.canaries import (
     CanaryFindings,
     CanaryKind,
-    Claim,
     ScoredCanaries,
     Verdict,
     audit_canaries,
-    claim_of,
     judge,
     mislabelled_scores,
     planned_guesses,
 )
+from tacit.attacks.claim import Claim, claim_of
 from tacit.core.errors import DataError, RefusedError
 from tacit.core.privacy_spec import PrivacyMode, PrivacyUnit, Relation
 from tacit.privacy.accounting import gaussian_mu

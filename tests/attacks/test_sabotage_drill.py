@@ -49,9 +49,9 @@ def test_correct_code_is_not_accused(sample_rate: float) -> None:
 
 def test_the_drill_in_short() -> None:
     """One seed: missing noise and missing clipping are caught, correct code is not."""
-    short = plan(30)
+    short = plan(20)
     found = {
-        name: drill(case, 0, honest=short, mislabelled=280, permutations=20)
+        name: drill(case, 0, honest=short, directions=300, permutations=20)
         for name, case in {"clean": CLEAN, **SABOTAGE}.items()
         if name in ("clean", "noise x 0.1", "no clipping")
     }
