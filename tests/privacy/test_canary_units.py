@@ -230,6 +230,20 @@ def test_how_far_apart_scores_stand_is_the_claim() -> None:
     assert abs(mu - math.sqrt(40) / 5.0) < 4 * math.sqrt(4 / 1500)
 
 
+def test_many_records_do_not_drown_the_canaries() -> None:
+    """Two thousand that pull the same way, ten canaries: the scores still show half of mu."""
+    plan = dataclasses.replace(FULL, local_steps=20, noise_multiplier=2.0)
+    canaries = Canaries(seed=SEED, included=np.arange(200) % 20 == 0)
+    engine = make_engine(nn.Linear(30, 10), plan=plan, noise_key=KEY, canaries=canaries)
+    features, labels = torch.ones((2000, 30)), torch.zeros(2000, dtype=torch.int64)
+    for _ in range(20):
+        engine.gradient(features, labels)
+    scores = engine.canary_scores().products
+    inside, outside = scores[canaries.included], scores[~canaries.included]
+    mu = (inside.mean() - outside.mean()) / outside.std()
+    assert mu > 0.5 * math.sqrt(20) / 2.0
+
+
 def test_what_is_not_trained_with_noise_has_no_canaries() -> None:
     """Under mode none there is no epsilon to audit: the engine refuses as it does without."""
     plan = dataclasses.replace(QUIET, mode=PrivacyMode.NONE)
