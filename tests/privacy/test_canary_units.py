@@ -36,6 +36,17 @@ POISSON = dataclasses.replace(FULL, sample_rate=0.25)
 NOBODY = (torch.zeros((0, 30)), torch.zeros(0, dtype=torch.int64))
 
 
+class Scale(nn.Module):
+    """A layer that has no book-keeping rule: Opacus serves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(30))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
 class NoClip(GaussianMechanism):
     """Sums gradients as they are."""
 
@@ -147,6 +158,23 @@ def test_scores_are_products_with_the_release(unit: PrivacyUnit) -> None:
     size = math.hypot(*(norm_of(gradients) for gradients in released))
     assert scores.squared_norm == pytest.approx(size**2, rel=1e-5)
     assert scores.dimension == 6 * sum(p.numel() for p in model().parameters())
+
+
+def test_canaries_stand_beside_gradients_from_anywhere() -> None:
+    """Where Opacus gives the records' gradients, canaries are what they are elsewhere."""
+    plan = dataclasses.replace(QUIET, clip=2.0)
+    engine = make_engine(
+        nn.Sequential(Scale(), nn.Linear(30, 100)),
+        plan=plan,
+        noise_key=KEY,
+        canaries=Canaries(seed=SEED, included=np.array([True, False])),
+    )
+    for _ in range(4):
+        engine.gradient(*records(3))
+    assert any("Opacus" in note for note in engine.notes)
+    inside, outside = engine.canary_scores().products
+    assert inside == pytest.approx(4 * 2.0, rel=0.1)
+    assert abs(outside) < 0.8
 
 
 def test_directions_turn_round_within_a_pair_and_are_new_after_it() -> None:
