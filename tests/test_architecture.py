@@ -87,6 +87,8 @@ print(sorted(names & set(sys.argv[2].split(","))))
         ("tacit.cli.config", "torch,opacus,flwr,grpc"),
         ("tacit.cli.privacy", "torch,opacus,flwr,grpc,numpy"),
         ("tacit.privacy.lint_source", "torch,opacus,flwr,grpc"),
+        ("tacit.attacks.binned", "torch,opacus,flwr,grpc"),
+        ("tacit.attacks.bounds.one_run", "torch,opacus,flwr,grpc,dp_accounting"),
         ("tacit.core.identity", "torch,opacus,flwr,grpc,numpy,sqlalchemy"),
     ],
 )
