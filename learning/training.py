@@ -108,9 +108,9 @@ def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:
     optimizer = _optimizer(parameters, recipe.training)
     received = [p.detach().clone() for p in parameters]
     losses = []
-    batches = _batches(len(examples), recipe)
+    numbers = batches(len(examples), size=recipe.training.batch_size, seed=recipe.batch_seed)
     for _ in range(recipe.training.local_steps):
-        batch = next(batches)
+        batch = next(numbers)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(features[batch]), labels[batch])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -121,10 +121,13 @@ def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:
     return min(mean, MAX_LOSS) if not math.isnan(mean) else MAX_LOSS
 
 
-def _batches(records: int, recipe: Recipe) -> Iterator[torch.Tensor]:
-    """Yield batches for ever: shuffled passes over the records, each cut into whole batches."""
-    size = recipe.training.batch_size
-    generator = torch.Generator().manual_seed(recipe.batch_seed)
+def batches(records: int, *, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield batches for ever: shuffled passes over the records, each cut into whole batches.
+
+    Each is int64 ``(size,)`` of positions, or all of them where ``size`` is 0 or not below
+    ``records``.
+    """
+    generator = torch.Generator().manual_seed(seed)
     while True:
         if size == 0 or size >= records:
             yield torch.arange(records)
