@@ -40,7 +40,7 @@ class Arrangement:
         is_member: bool ``(n,)``: what no probe sees.
         rows: int64 ``(n,)``: each record's number in its own file.
         columns: texts ``(n,)`` by column, for slices.
-        always: members that are not audited and belong into every reference; None for none.
+        always: trained on and not audited: these belong into every reference; None for none.
         population_is_left_over: whether non-members that are not audited serve as population.
     """
 
@@ -99,7 +99,7 @@ def arranged(subject: Subject, *, with_references: bool, seed: int) -> Arrangeme
             "class": names[evidence.outputs.labels],
             **{name: texts[order] for name, texts in columns.items()},
         },
-        always=take_examples(examples, beyond) if len(beyond) else None,
+        always=_joined(take_examples(examples, beyond), subject.trained_too),
         population_is_left_over=uses_left,
     )
 
@@ -146,6 +146,16 @@ def _examples(first: Group, second: Group) -> Examples | None:
     return Examples(
         features=np.concatenate([first.examples.features, second.examples.features]),
         labels=np.concatenate([first.examples.labels, second.examples.labels]),
+    )
+
+
+def _joined(first: Examples | None, second: Examples | None) -> Examples | None:
+    parts = [part for part in (first, second) if part is not None and len(part)]
+    if not parts:
+        return None
+    return Examples(
+        features=np.concatenate([part.features for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
     )
 
 

@@ -72,7 +72,7 @@ def why_no_references(
     share = 1.0 - (spec.training.validation_fraction if spec.training is not None else 0.0)
     try:
         recipe = shadow_recipe(
-            spec, records=round(len(subject.members) / share), owners=subject.owners
+            spec, records=round(subject.trained_on / share), owners=subject.owners
         )
         if spec.model is None or spec.data is None:
             return "the run brings its own app"

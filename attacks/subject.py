@@ -58,6 +58,7 @@ class Subject:
         members, non_members: the audited records.
         population: records of the same source that are neither audited nor trained on.
         target: what answered; None for saved predictions.
+        trained_too: what else the target was trained on; references are trained on it as well.
         recipe: the run that made the target; without it no reference models can be trained.
         owners: how many owners' updates the run averaged in a round.
 
@@ -71,6 +72,7 @@ class Subject:
     non_members: Group
     population: Group | None = None
     target: Target | None = None
+    trained_too: Examples | None = None
     recipe: RunSpec | None = None
     owners: int = 1
 
@@ -89,6 +91,11 @@ class Subject:
                 f"expected as many classes for every group, got {sorted(classes)}",
             )
         _verify_disjoint(self)
+
+    @property
+    def trained_on(self) -> int:
+        """How many records the target was trained on."""
+        return len(self.members) + (0 if self.trained_too is None else len(self.trained_too))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -125,6 +132,7 @@ def subject_of_model(
     members: Records | Examples,
     non_members: Records | Examples,
     population: Records | Examples | None = None,
+    trained_too: Examples | None = None,
     recipe: RunSpec | None = None,
     owners: int = 1,
 ) -> Subject:
@@ -135,6 +143,7 @@ def subject_of_model(
         members: what it was trained on.
         non_members: records of the same source that it was not trained on.
         population: further ones that nobody audits; RMIA and quantile regression need them.
+        trained_too: what else it was trained on, and is not to be audited.
         recipe: the run that trained it, for reference models.
         owners: how many owners' updates that run averaged in a round.
 
@@ -149,6 +158,7 @@ def subject_of_model(
         non_members=_asked(target, non_members, "non-members"),
         population=None if population is None else _asked(target, population, "population"),
         target=target,
+        trained_too=trained_too,
         recipe=recipe,
         owners=owners,
     )
@@ -250,32 +260,51 @@ def _refuse_shared(
         )
 
 
-def without_overlap(
-    members: Records, non_members: Records, population: Records | None
-) -> tuple[Records, Records | None, int]:
-    """Leave out non-members that are members as well, and audited records of the population.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Disjoint:
+    """Groups of records without any that stands on two sides.
 
-    Returns:
-        The other two groups, and how many records were left out of both.
+    Attributes:
+        members, non_members, population: what is left.
+        trained_too: members that were left out: the target was trained on them all the same.
+        dropped: how many records were left out of all groups.
     """
-    trained = record_keys(members.examples)
-    kept, dropped = _kept(non_members, trained)
-    if population is None:
-        return kept, None, dropped
-    audited = np.concatenate([trained, record_keys(kept.examples)])
-    rest, further = _kept(population, audited)
-    return kept, rest, dropped + further
+
+    members: Records
+    non_members: Records
+    population: Records | None
+    trained_too: Examples
+    dropped: int
 
 
-def _kept(records: Records, known: npt.NDArray[Any]) -> tuple[Records, int]:
-    keys = record_keys(records.examples)
-    rows = np.flatnonzero(~np.isin(keys, known))
-    numbers = records.rows
-    chosen = Records(
-        examples=Examples(
-            features=records.examples.features[rows], labels=records.examples.labels[rows]
-        ),
+def without_overlap(members: Records, non_members: Records, population: Records | None) -> Disjoint:
+    """Leave out records that stand on two sides, from both of them.
+
+    From one side alone would be a fault: common records would then be all on the other, and a probe
+    that finds them would seem to find members.
+    """
+    trained, others = record_keys(members.examples), record_keys(non_members.examples)
+    shared = np.isin(trained, others)
+    rest = None
+    dropped = int(shared.sum()) + int(np.isin(others, trained).sum())
+    if population is not None:
+        keys = record_keys(population.examples)
+        known = np.isin(keys, np.concatenate([trained, others]))
+        rest = _taken(population, np.flatnonzero(~known))
+        dropped += int(known.sum())
+    return Disjoint(
+        members=_taken(members, np.flatnonzero(~shared)),
+        non_members=_taken(non_members, np.flatnonzero(~np.isin(others, trained))),
+        population=rest,
+        trained_too=_taken(members, np.flatnonzero(shared)).examples,
+        dropped=dropped,
+    )
+
+
+def _taken(records: Records, rows: Int64Array) -> Records:
+    examples, numbers = records.examples, records.rows
+    return Records(
+        examples=Examples(features=examples.features[rows], labels=examples.labels[rows]),
         rows=rows + 1 if numbers is None else numbers[rows],
         columns={name: texts[rows] for name, texts in records.columns.items()},
     )
-    return chosen, len(keys) - len(rows)

@@ -81,7 +81,7 @@ def run(
         bool,
         typer.Option(
             "--drop-overlap",
-            help="Leave out records that stand on two sides, instead of refusing.",
+            help="Leave out records that stand on two sides, from both, instead of refusing.",
         ),
     ] = False,
     out: Annotated[

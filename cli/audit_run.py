@@ -134,14 +134,17 @@ def _subject(request: Request) -> tuple[Subject, Provenance]:
     population = None
     if request.population is not None:
         population = load_records(request.population, spec)
-    dropped = 0
+    trained_too, dropped = None, 0
     if request.drop_overlap:
-        non_members, population, dropped = without_overlap(members, non_members, population)
+        left = without_overlap(members, non_members, population)
+        members, non_members, population = left.members, left.non_members, left.population
+        trained_too, dropped = left.trained_too, left.dropped
     subject = subject_of_model(
         model,
         members=members,
         non_members=non_members,
         population=population,
+        trained_too=trained_too,
         recipe=spec,
         owners=request.owners,
     )
