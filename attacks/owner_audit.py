@@ -97,11 +97,14 @@ def local_report(model: nn.Module, sets: PreparedSets, spec: RunSpec) -> dict[st
     audit, recipe = spec.audit, audited_run(spec)
     if audit is None:
         raise ValueError("expected the specification of an audit")
-    others, _, dropped = without_overlap(
-        Records(examples=sets.train), Records(examples=sets.validation), None
-    )
+    sides = without_overlap(Records(examples=sets.train), Records(examples=sets.validation), None)
     subject = subject_of_model(
-        model, members=sets.train, non_members=others, recipe=recipe, owners=audit.owners
+        model,
+        members=sides.members,
+        non_members=sides.non_members,
+        trained_too=sides.trained_too,
+        recipe=recipe,
+        owners=audit.owners,
     )
     result = run_audit(subject, PLANS[audit.plan], seed=audit.seed)
     return as_report(
@@ -112,7 +115,7 @@ def local_report(model: nn.Module, sets: PreparedSets, spec: RunSpec) -> dict[st
                 "model": audit.model_sha256,
                 "recipe": specification_sha256(canonical_json(recipe)).hex(),
             },
-            "dropped_overlap": dropped,
+            "dropped_overlap": sides.dropped,
             "versions": versions(),
         },
     )
