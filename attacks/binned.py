@@ -200,10 +200,12 @@ class BinnedRoc:
         _, false = self._counts
         allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
         beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
-        bins = int(beyond[0]) if len(beyond) else len(false) - 1
+        bins, share = len(false) - 1, 1.0  # whole bins, and how much of the next
+        if len(beyond):
+            bins = int(beyond[0])
+            share = max(0.0, allowed - above[bins]) / false[bins]
         called = np.zeros(len(false))
-        called[:bins] = 1.0
-        called[bins] = max(0.0, allowed - above[bins]) / false[bins]
+        called[:bins], called[bins] = 1.0, share
         return bins, called
 
     def _rate_interval(
