@@ -160,8 +160,12 @@ class BinnedRoc:
             threshold=float(edges[bins]),
             share=float(share),
             tpr=_clip(float(called @ found) / self.members),
-            tpr_interval=self._rate_interval(found.sum(), called @ found, called, confidence),
-            fpr_interval=self._rate_interval(false.sum(), called @ false, called, confidence),
+            tpr_interval=self._rate_interval(
+                self.members, float(called @ found), called, confidence
+            ),
+            fpr_interval=self._rate_interval(
+                self.non_members, float(called @ false), called, confidence
+            ),
             tpr_bounds=(
                 _clip(float(found[:bins].sum()) / self.members),
                 _clip(float(found[: bins + 1].sum()) / self.members),
@@ -222,7 +226,7 @@ class BinnedRoc:
             called: the share of each bin that is called.
             confidence: of the interval.
         """
-        hits = min(total, max(0.0, float(above)))
+        hits = min(total, max(0.0, above))
         noise, z2 = self.histogram.noise_sd**2, _z(confidence) ** 2
         if noise == 0.0:
             return clopper_pearson(hits, round(total), confidence=confidence)

@@ -56,6 +56,7 @@ __all__ = [
     "Scalar",
     "StrategySpec",
     "TrainingSpec",
+    "audit_of",
     "audited_run",
     "canonical_json",
     "specification_sha256",
@@ -404,6 +405,33 @@ class RunSpec:
         for key in self.results:
             if key.split(".")[0] not in ("train", "evaluate", "query"):
                 yield f"results.{key}", "expected train, evaluate or query (or train.<action>)"
+
+
+def audit_of(
+    run: RunSpec, audit: AuditSpec, *, min_clients: int, round_deadline_s: float
+) -> RunSpec:
+    """Return the specification of an audit of a run.
+
+    Args:
+        run: what was trained.
+        audit: what is asked of its owners.
+        min_clients: so many owners' answers are merged, or none.
+        round_deadline_s: an answer that is not here by then counts as failed.
+    """
+    return RunSpec(
+        name=f"audit of {run.name}"[:MAX_NAME_CHARACTERS],
+        data_set=run.data_set,
+        data=run.data,
+        model=run.model,
+        training=run.training,
+        privacy=run.privacy,
+        strategy=run.strategy,
+        participation=ParticipationSpec(
+            rounds=1, min_clients=min_clients, round_deadline_s=round_deadline_s, max_attempts=1
+        ),
+        app=run.app,
+        audit=audit,
+    )
 
 
 def audited_run(audit: RunSpec) -> RunSpec:
