@@ -28,7 +28,14 @@ from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.errors import TacitError
 from tacit.core.files import make_private_folder, sha256_file, write_atomic
 from tacit.core.plain import plain
-from tacit.learning import models, shadow_recipe, stacked_gradients, training, vectorised
+from tacit.learning import (
+    models,
+    shadow_recipe,
+    stacked_dense,
+    stacked_gradients,
+    training,
+    vectorised,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +49,7 @@ Arrays = dict[str, np.ndarray]
 logger = logging.getLogger("tacit.attacks.references")
 
 DEFAULT_MAX_BYTES = 2 << 30  # 64 models on 20,000 records of 26 classes are 133 MB
-_CODE = (models, shadow_recipe, stacked_gradients, training, vectorised)
+_CODE = (models, shadow_recipe, stacked_dense, stacked_gradients, training, vectorised)
 _KEY = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"chunk-\d{6}-\d{6}\.(safetensors|json)")
 

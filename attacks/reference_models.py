@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.attacks.findings import ReferenceFinding
-from tacit.attacks.references import (
-    MOST_POINTS_APART,
-    Design,
-    Material,
-    check_recipe,
-    train_references,
-)
+from tacit.attacks.recipe_check import MOST_POINTS_APART, check_recipe
+from tacit.attacks.references import Design, Material, train_references
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.learning.models import build_model
 from tacit.learning.shadow_recipe import derived_seed, shadow_recipe
@@ -67,8 +62,10 @@ def why_no_references(
     if not wanting:
         return "no probe needs them"
     spec = subject.recipe
-    if spec is None or subject.members.examples is None:
-        return "no recipe was handed in" if spec is None else "only predictions were handed in"
+    if subject.members.examples is None:
+        return "only predictions were handed in"
+    if spec is None:
+        return "no recipe was handed in"
     share = 1.0 - (spec.training.validation_fraction if spec.training is not None else 0.0)
     try:
         recipe = shadow_recipe(

@@ -1,9 +1,9 @@
-"""Reference models: who is in which, how they are trained, and whether they resemble the target.
+"""Reference models: who is in which, and how they are trained and kept.
 
 Promises: references are trained on audited records and on those named for all of them; nothing of
 the population, and nothing else, ever goes into one. They come in pairs, and of a pair each
-audited record is in exactly one. Who was in the target is not known here, except to the two
-functions that choose the audited records and compare accuracies, which no probe sees.
+audited record is in exactly one. Who was in the target is known to ``choose_audited`` alone, which
+no probe sees.
 
 A reference of a pair is trained on half of the audited records. For it to be as large as the
 target, ``choose_audited`` takes as many members as non-members, and puts the other members into
@@ -12,10 +12,6 @@ every reference: with m members and k <= m non-members, (m - k) + 2k / 2 = m.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +20,7 @@ import numpy as np
 
 from tacit.attacks.probe import References
 from tacit.attacks.reference_cache import Arrays, ReferenceCache, cache_key
-from tacit.core.errors import UnavailableError
+from tacit.attacks.reference_workers import trained_by_workers
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import derived_seed
 from tacit.learning.vectorised import Shadow, train_together
@@ -35,16 +31,15 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import nn
 
-    from tacit.attacks.target import BoolArray, Float64Array, Int64Array, Outputs
+    from tacit.attacks.target import BoolArray, Int64Array
     from tacit.learning.shadow_recipe import ShadowRecipe
 
     Progress = Callable[[int, int], None]
 
-# Of one file: what an interruption loses at most, and about as many as are trained at once anyway.
-CHUNK_MODELS = 8
-
-# A reference that is more or less accurate than the target scores another model than the target.
-MOST_POINTS_APART = 2.0
+# Models of one file, which an interruption loses. Small ones gain a fifth by sixteen at a time;
+# large ones gain nothing by company, and a chunk of them takes long enough.
+_CHUNK_SMALL, _CHUNK_LARGE = 16, 4
+_SMALL_NUMBERS = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +136,7 @@ def train_references(
         raise ValueError(f"expected a design of {len(material.audited)} records")
     work = _Work(material=material, model=model, recipe=recipe, design=design)
     key = "" if cache is None else work.key()
-    chunks = [
-        range(start, min(design.models, start + CHUNK_MODELS))
-        for start in range(0, design.models, CHUNK_MODELS)
-    ]
+    chunks = _chunks(model, design.models)
     found: dict[int, Arrays] = {}
     missing = []
     for chunk in chunks:
@@ -165,6 +157,12 @@ def train_references(
         is_in=np.concatenate([arrays["is_in"] for arrays in ordered]),
         population_logits=np.concatenate([arrays["population_logits"] for arrays in ordered]),
     )
+
+
+def _chunks(model: nn.Module, models: int) -> list[range]:
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    size = _CHUNK_SMALL if numbers <= _SMALL_NUMBERS else _CHUNK_LARGE
+    return [range(start, min(models, start + size)) for start in range(0, models, size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,92 +268,6 @@ def _made(
             yield chunk, arrays
             steps.add(len(chunk))
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(workers, len(chunks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_leave_interrupts_to_the_parent,
-    )
-    futures = {pool.submit(work.train, chunk): chunk for chunk in chunks}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-            steps.add(len(futures[future]))
-    except BrokenProcessPool as error:
-        raise UnavailableError(
-            "E-AUDIT-WORKERS",
-            "expected reference models from a worker process, it ended before they were trained",
-            hint="ask for fewer workers: each needs memory of its own; what is finished is kept",
-        ) from error
-    finally:
-        if not all(future.done() for future in futures):
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeCheck:
-    """Whether references are as accurate as the target: else they do not stand for it.
-
-    Attributes:
-        train_accuracy: mean of the references, on the target's members that they were trained on.
-        test_accuracy: mean of the references, on its non-members that they were not trained on.
-        target_train_accuracy, target_test_accuracy: the target's, on members and non-members.
-        test_deviation: standard deviation of the references' test accuracies.
-    """
-
-    train_accuracy: float
-    test_accuracy: float
-    target_train_accuracy: float
-    target_test_accuracy: float
-    test_deviation: float
-
-    @property
-    def points_apart(self) -> float:
-        """The larger of the two differences, in percentage points."""
-        train = self.train_accuracy - self.target_train_accuracy
-        test = self.test_accuracy - self.target_test_accuracy
-        return 100.0 * max(abs(train), abs(test))
-
-    @property
-    def reproduces(self) -> bool:
-        """Whether neither accuracy is further than ``MOST_POINTS_APART`` from the target's."""
-        return self.points_apart <= MOST_POINTS_APART
-
-
-def check_recipe(references: References, outputs: Outputs, is_member: BoolArray) -> RecipeCheck:
-    """Compare accuracies on the same records, by whoever knows who is a member of the target.
-
-    Args:
-        references: their answers for the audited records.
-        outputs: the target's.
-        is_member: bool ``(n,)``.
-
-    Raises:
-        ValueError: there are no members or no non-members.
-    """
-    if is_member.all() or not is_member.any():
-        raise ValueError("expected members and non-members")
-    right = references.logits.argmax(axis=2) == outputs.labels
-    train = _mean_where(right, references.is_in & is_member)
-    test = _mean_where(right, ~references.is_in & ~is_member)
-    target = outputs.logits.argmax(axis=1) == outputs.labels
-    return RecipeCheck(
-        train_accuracy=float(train.mean()),
-        test_accuracy=float(test.mean()),
-        target_train_accuracy=float(target[is_member].mean()),
-        target_test_accuracy=float(target[~is_member].mean()),
-        test_deviation=float(test.std()),
-    )
-
-
-def _mean_where(right: BoolArray, counted: BoolArray) -> Float64Array:
-    """Return each model's share of right answers, of the models that have any to count."""
-    numbers = counted.sum(axis=1)
-    shares = (right & counted).sum(axis=1)[numbers > 0] / numbers[numbers > 0]
-    return np.asarray(shares, dtype=np.float64)
+    for chunk, arrays in trained_by_workers(work, chunks, workers=workers):
+        yield chunk, arrays
+        steps.add(len(chunk))

@@ -22,7 +22,7 @@ from tacit.attacks.points import clopper_pearson
 from tacit.attacks.probe import Need
 from tacit.attacks.registry import MEMBERSHIP
 from tacit.attacks.scoring import Scored, exposed_of, finding_of
-from tacit.attacks.significance import LEVEL, tests_of
+from tacit.attacks.significance import LEVEL, number_of_tests
 from tacit.attacks.target import ModelTarget
 from tacit.attacks.wording import LIMITS, inconclusive_line, overall_line
 
@@ -71,7 +71,7 @@ def result_of(
     """
     plan, is_member = trail.plan, trail.arrangement.is_member
     others = int((~is_member).sum())
-    tests = tests_of(len(plan.probes), plan.fprs, non_members=others)
+    tests = number_of_tests(len(plan.probes), plan.fprs, non_members=others)
     level = LEVEL / tests
     scored = [trail.scored[name] for name in plan.probes if name in trail.scored]
     tested = self_test(scored, is_member, plan=plan, level=level, seed=seed)

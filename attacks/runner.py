@@ -29,7 +29,7 @@ from tacit.attacks.reference_models import ReferencePlan, train, why_no_referenc
 from tacit.attacks.registry import MEMBERSHIP
 from tacit.attacks.results import AuditTrail, result_of
 from tacit.attacks.scoring import Scored
-from tacit.core.errors import TacitError, UsageError
+from tacit.core.errors import AppError, ConfigError, TacitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ def run_audit(
     Raises:
         UsageError: the plan names a probe that there is not (``E-AUDIT-PROBE``).
         UnavailableError: the cache cannot be written, or a worker ended.
-        AppError: a factory or the recipe's training failed.
+        AppError: the recipe's model factory is not installed, or failed.
     """
     verify_probes(plan.probes)
     audit = _Audit(
@@ -155,7 +155,7 @@ class _Audit:
                 self._score(MEMBERSHIP[name])
         if isinstance(self.references, ReferencePlan):
             self._train(self.references)
-            for name in list(self.trail.scored):
+            for name in list(self.trail.scored):  # does nothing where no reference came of it
                 self._stand_in(name)
         for name in self.plan.probes:
             if name in wanting:
@@ -181,20 +181,25 @@ class _Audit:
             self._report(f"{references.models} reference models")
 
         told(0, 1)
-        trained, finding = train(
-            references,
-            self.arrangement,
-            seed=self.seed,
-            cache=self.cache,
-            workers=self.workers,
-            progress=told,
-        )
+        try:
+            trained, finding = train(
+                references,
+                self.arrangement,
+                seed=self.seed,
+                cache=self.cache,
+                workers=self.workers,
+                progress=told,
+            )
+        except (AppError, ConfigError) as error:  # what needs none is finished, and stands
+            self.references = f"{error.message} [{error.code}]"
+            return
         self.evidence = dataclasses.replace(self.evidence, references=trained)
         self.trail.references = finding
         self.done = before + cost
 
     def _score(self, probe: Probe) -> None:
-        lacking = [need for need in probe.needs if not self.evidence.has(need)]
+        # In the order of the Enum: a set's own order changes from process to process.
+        lacking = [n for n in Need if n in probe.needs and not self.evidence.has(n)]
         if lacking:
             self.trail.skipped[probe.name] = (
                 f"it lacked {'; '.join(self._lack(n) for n in lacking)}"

@@ -27,7 +27,7 @@ def resolvable(fprs: Sequence[float], *, non_members: int) -> tuple[float, ...]:
     return tuple(fpr for fpr in fprs if fpr * non_members >= 1.0 - 1e-9)
 
 
-def tests_of(probes: int, fprs: Sequence[float], *, non_members: int) -> int:
+def number_of_tests(probes: int, fprs: Sequence[float], *, non_members: int) -> int:
     """Return how many tests a plan makes: each probe's AUC, and each rate that can be resolved."""
     return probes * (1 + len(resolvable(fprs, non_members=non_members)))
 

@@ -8,8 +8,9 @@ Messages hold counts, never a record.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -183,17 +184,17 @@ def subject_of_outputs(
     )
 
 
-def record_keys(examples: Examples) -> npt.NDArray[Any]:
-    """Return one opaque value per record, ``(n,)``, equal where features and label are."""
-    features = np.ascontiguousarray(examples.features.reshape(len(examples), -1)) + 0.0  # no -0.0
-    table = np.concatenate(
-        [
-            features.view(np.uint8).reshape(len(examples), -1),
-            np.ascontiguousarray(examples.labels)[:, None].view(np.uint8),
-        ],
-        axis=1,
+def record_keys(examples: Examples) -> npt.NDArray[np.uint64]:
+    """Return one opaque number per record, ``(n,)``, equal where features and label are.
+
+    64 bits of BLAKE2: among a million records, two that differ share one with a chance of 3e-8.
+    """
+    features = np.ascontiguousarray(examples.features) + np.float32(0.0)  # no -0.0
+    digests = (
+        hashlib.blake2b(row.data, digest_size=8, salt=int(label).to_bytes(8, "big", signed=True))
+        for row, label in zip(features, examples.labels, strict=True)
     )
-    return np.ascontiguousarray(table).view(np.dtype((np.void, table.shape[1])))[:, 0]
+    return np.frombuffer(b"".join(each.digest() for each in digests), dtype=np.uint64)
 
 
 def _target_of(model: nn.Module | Target) -> Target:
@@ -248,7 +249,7 @@ def _verify_disjoint(subject: Subject) -> None:
 
 
 def _refuse_shared(
-    first: npt.NDArray[Any], second: npt.NDArray[Any], name: str, other: str
+    first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64], name: str, other: str
 ) -> None:
     shared = int(np.isin(second, first).sum())
     if shared:

@@ -17,10 +17,11 @@ PLOT_NAME = "roc.svg"
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
 _MOST_CURVES = len(_COLOURS)
+_BASELINE = "loss"  # what other attacks must beat
 
 
 def save_roc(path: Path, report: Report) -> None:
-    """Draw the strongest curves of a report, each with its 95 % intervals, and the chance line.
+    """Draw the strongest curves of a report, the first with its 95 % band, and the chance line.
 
     The same report gives the same bytes.
 
@@ -51,16 +52,13 @@ def draw(axes: Any, report: Report) -> None:  # noqa: ANN401 - matplotlib's axes
         default=report["audited"]["non_members"],
     )
     least = 0.5 / max(1, others)
-    for colour, probe in zip(_COLOURS, _strongest(report), strict=False):
+    for place, probe in enumerate(_drawn(report)):
         rates = [(fpr, tpr) for fpr, tpr in probe["curve"] if fpr > 0]
-        area = probe["auc"]["area"]["value"]
-        axes.plot(
-            *zip(*rates, strict=True),
-            color=colour,
-            lw=1.4,
-            label=f"{probe['probe']}: AUC {area:.3f}",
-        )
-        _intervals(axes, probe, colour, least)
+        label = f"{probe['probe']}: AUC {probe['auc']['area']['value']:.3f}"
+        style = {"color": _COLOURS[place], "lw": 1.0 if place else 1.8, "zorder": 3 - place / 10}
+        axes.plot(*zip(*rates, strict=True), label=label, **style)
+        if place == 0:
+            _intervals(axes, probe, least)
     axes.plot([least, 1.0], [least, 1.0], color="k", lw=1.0, linestyle="--", label="chance")
     axes.axvline(1.0 / max(1, others), color="0.6", lw=0.8, linestyle=":", label="1 non-member")
     axes.set_xscale("log")
@@ -73,26 +71,27 @@ def draw(axes: Any, report: Report) -> None:  # noqa: ANN401 - matplotlib's axes
     axes.legend(loc="lower right", fontsize=8)
 
 
-def _strongest(report: Report) -> list[Mapping[str, Any]]:
-    """Return the probes to draw: the strongest first, then those with the largest AUC."""
+def _drawn(report: Report) -> list[Mapping[str, Any]]:
+    """Return the probes to draw: the strongest, those with the largest AUC, and the baseline."""
+    strongest = report["strongest"]
     ranked = sorted(
         report["probes"],
-        key=lambda probe: (probe["probe"] != report["strongest"], -probe["auc"]["area"]["value"]),
+        key=lambda each: (each["probe"] != strongest, -each["auc"]["area"]["value"]),
     )
-    return ranked[:_MOST_CURVES]
+    baseline = [each for each in ranked[_MOST_CURVES - 1 :] if each["probe"] == _BASELINE]
+    return [*ranked[: _MOST_CURVES - len(baseline)], *baseline]
 
 
-def _intervals(axes: Any, probe: Mapping[str, Any], colour: str, least: float) -> None:  # noqa: ANN401
-    """Draw the TPR's interval as a band at the rates that the report states."""
+def _intervals(axes: Any, probe: Mapping[str, Any], least: float) -> None:  # noqa: ANN401
+    """Draw the TPR's 95 % interval as a band through the rates that the report states."""
     points = sorted(
-        (
-            (point["asked_fpr"], max(point["tpr"]["low"], least), point["tpr"]["high"])
-            for point in probe["points"]
-            if point["threshold"] == "optimistic" and point["is_resolvable"]
-        ),
+        (point["asked_fpr"], max(point["tpr"]["low"], least), point["tpr"]["high"])
+        for point in probe["points"]
+        if point["threshold"] == "optimistic" and point["is_resolvable"]
     )
     if not points:
         return
     fpr, low, high = zip(*points, strict=True)
-    axes.fill_between(fpr, low, high, color=colour, alpha=0.12, lw=0)
-    axes.vlines(fpr, low, high, color=colour, lw=1.0, alpha=0.7)
+    label = f"{probe['probe']}: 95 % interval"
+    axes.fill_between(fpr, low, high, color=_COLOURS[0], alpha=0.15, lw=0, label=label)
+    axes.vlines(fpr, low, high, color=_COLOURS[0], lw=1.2, alpha=0.7)

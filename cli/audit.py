@@ -64,8 +64,14 @@ def run(
         ),
     ] = None,
     owners: Annotated[
-        int, typer.Option("--owners", min=1, help="How many owners the run averaged in a round.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--owners",
+            min=1,
+            help="How many owners the run averaged in a round (default: what the run folder's "
+            "manifest says, else 1).",
+        ),
+    ] = None,
     plan: Annotated[
         str, typer.Option("--plan", help=f"How hard to look: {', '.join(PLANS)}.")
     ] = "quick",

@@ -6,7 +6,9 @@ Imported when the verb runs, since it loads torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
 import secrets
 from dataclasses import dataclass
@@ -44,7 +46,7 @@ class Request:
         model, recipe: the weights and the run.toml that made them.
         run_folder: holds both.
         predictions: a file, instead of all of these.
-        owners: how many owners the run averaged in a round.
+        owners: how many owners the run averaged in a round; None: as the run folder says.
         plan: which plan.
         probes: only these; empty for the plan's.
         slices: columns.
@@ -60,7 +62,7 @@ class Request:
     recipe: Path | None
     run_folder: Path | None
     predictions: Path | None
-    owners: int
+    owners: int | None
     plan: AuditPlan
     probes: tuple[str, ...]
     slices: tuple[str, ...]
@@ -146,7 +148,7 @@ def _subject(request: Request) -> tuple[Subject, Provenance]:
         population=population,
         trained_too=trained_too,
         recipe=spec,
-        owners=request.owners,
+        owners=_owners(request),
     )
     paths = {
         "model": model_path,
@@ -170,12 +172,27 @@ def _model_and_recipe(request: Request) -> tuple[Path, Path]:
     return request.model, request.recipe
 
 
+def _owners(request: Request) -> int:
+    """Return how many owners a round averaged: as asked, as the manifest says, or one."""
+    if request.owners is not None or request.run_folder is None:
+        return request.owners or 1
+    try:
+        rounds = json.loads(RunFolder(request.run_folder).manifest.read_bytes())["rounds"]
+        return max(1, *(len(entry["cohort"]) for entry in rounds))
+    except FileNotFoundError:
+        return 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(
+            "E-FILE-UNREADABLE",
+            f"expected a run's manifest.json in {request.run_folder}, got something else",
+            hint="Say it yourself: --owners N",
+        ) from error
+
+
 def _sha256(path: Path) -> str:
     """Return the hash of a file; of a folder of images, of its files' names and hashes."""
     if not path.is_dir():
         return sha256_file(path).hex()
-    import hashlib  # noqa: PLC0415 - rare
-
     digest = hashlib.sha256()
     for file in sorted(each for each in path.rglob("*") if each.is_file()):
         digest.update(file.relative_to(path).as_posix().encode() + b"\0" + sha256_file(file))

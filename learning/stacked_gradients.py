@@ -1,9 +1,7 @@
 """The summed gradient of many models at once, each by its own records, in one vector.
 
-Two ways, with the same result up to rounding. Chains of dense layers (logistic regression, MLPs)
-go through batched matrix products with a backward pass written out, on buffers that are allocated
-once: on small models autograd's bookkeeping costs more than the arithmetic. Every other model goes
-through ``torch.func``.
+Two ways, with the same result up to rounding: chains of dense layers as ``stacked_dense.py`` has
+them, and every other model by ``torch.func``.
 
 Promises: a record's weight multiplies its gradient after the clip, so a record of weight 0, which
 only fills up a batch, adds nothing. Sums are float32: nothing here is released, so nothing here
@@ -12,7 +10,6 @@ needs the engine's float64 sums (``privacy/dpsgd``).
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,22 +19,28 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from tacit.learning.stacked_dense import (
+    MOST_ROWS,
+    DenseGradients,
+    Tensors,
+    clip_factors,
+    dense_layers,
+    pieces_of,
+)
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from tacit.learning.shadow_recipe import Step
 
-Tensors = dict[str, torch.Tensor]
-
 # Numbers that one pass works on: 2 MB, which stay in the processor's cache. Sixteen MLPs of 32
 # hidden units at batch 256 fill it, and are trained a tenth faster than 4 or 64 at a time.
-CACHE_NUMBERS = 1 << 19
-_MOST_ROWS = 512  # of one model in one pass
+_CACHE_NUMBERS = 1 << 19
+# Input numbers of models that go through torch.func together. Beyond it the arithmetic outweighs
+# the overhead that vmap shares out, and a convolution with a batch of weights is the slower one.
+_GENERAL_NUMBERS = 1 << 16
 _WRITTEN_NUMBERS = 1 << 22  # per-record gradients written out at once, where there is no other way
-_LEAST_NORM = 1e-30
-_MOST_WORKSPACES = 2  # whole pieces and a rest; Poisson samples have another length every step
 
 
 class StackedGradients(Protocol):
@@ -68,217 +71,56 @@ class StackedGradients(Protocol):
         """Return parameters and buffers by name, models first, as copies."""
 
 
-def stacked_gradients(
-    models: Sequence[nn.Module], features: torch.Tensor, labels: torch.Tensor
-) -> StackedGradients:
-    """Return the faster way for these models; their weights are copied.
-
-    Args:
-        models: of one architecture, at least one.
-        features: float32, the pool's records first.
-        labels: int64, of the pool.
-
-    Raises:
-        ConfigError: the model mixes records or its buffers learn (``E-MODEL-NOT-DP``).
-    """
-    layers = dense_layers(models[0])
-    if layers is not None and layers[0][1].in_features == math.prod(features.shape[1:]):
-        return DenseGradients(models, features, labels)
-    verify_records_do_not_mix(models[0], shape=tuple(features.shape[1:]))
-    return GeneralGradients(models, features, labels)
-
-
-def dense_layers(model: nn.Module) -> list[tuple[str, nn.Linear, nn.Module | None]] | None:
-    """Return name, layer and activation of a chain of dense layers; None for other models."""
-    if type(model) is not nn.Sequential:
-        return None
-    children = list(model.named_children())
-    if children and type(children[0][1]) is nn.Flatten and _flattens_records(children[0][1]):
-        children = children[1:]
-    found: list[tuple[str, nn.Linear, nn.Module | None]] = []
-    for (name, layer), (_, activation) in itertools.zip_longest(
-        children[::2], children[1::2], fillvalue=("", None)
-    ):
-        if not isinstance(layer, nn.Linear) or not _is_plain(layer):
-            return None
-        if activation is not None and type(activation) not in (nn.Tanh, nn.ReLU):
-            return None
-        found.append((name, layer, activation))
-    shared = len({id(layer.weight) for _, layer, _ in found}) < len(found)
-    ends_open = bool(found) and found[-1][2] is None
-    return found if ends_open and not shared and not _has_hooks(model) else None
-
-
-def models_at_once(model: nn.Module, *, features: int, rows: int) -> int:
-    """Return how many models to train together, by what one pass of them works on."""
-    layers = dense_layers(model)
-    if layers is None:
-        return max(1, CACHE_NUMBERS // max(1, rows * features))
-    width = features + 3 * sum(layer.out_features for _, layer, _ in layers)
-    return max(1, CACHE_NUMBERS // (min(rows, _MOST_ROWS) * width))
-
-
-def _flattens_records(layer: nn.Flatten) -> bool:
-    return (layer.start_dim, layer.end_dim) == (1, -1)
-
-
-def _is_plain(layer: nn.Linear) -> bool:
-    parameters = list(layer.parameters(recurse=False))
-    return (
-        type(layer) is nn.Linear
-        and len(parameters) == 2
-        and all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
-    )
-
-
-def _has_hooks(model: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # noqa: SLF001
-
-
 @dataclass(frozen=True, eq=False)
-class _Dense:
-    """One layer of all models; the bias is the weight of an input that is always 1.
+class Pool:
+    """Records as the chosen way reads them, the same for every group of models.
 
     Attributes:
-        weight, gradient: ``(models, out, in + 1)``, views of the common vectors.
-        activation: what follows.
+        features: float32, records first; flat and with a last column of ones for dense chains.
+        labels: int64.
+        dense: which way.
     """
 
-    name: str
-    weight: torch.Tensor
-    gradient: torch.Tensor
-    activation: type[nn.Module] | None
+    features: torch.Tensor
+    labels: torch.Tensor
+    dense: bool
 
 
-class _Workspace:
-    """Buffers for one pass over some rows: fresh memory would cost more than the products."""
+def pool_for(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Pool:
+    """Choose the way for a model, and prepare the records for it.
 
-    def __init__(self, layers: Sequence[_Dense], rows: int) -> None:
-        models = len(layers[0].weight)
-        widths = [layer.weight.shape[1] for layer in layers]
-        self.inputs = torch.empty(models * rows, layers[0].weight.shape[2])
-        self.before = [torch.empty(models, width, rows) for width in widths]
-        self.errors = [torch.empty(models, width, rows) for width in widths]
-        self.after = [torch.ones(models, width + 1, rows) for width in widths[:-1]]
-        self.minus_one = torch.full((models, 1, rows), -1.0)
-
-
-class DenseGradients:
-    """Chains of dense layers with tanh or ReLU between them, and cross-entropy at the end.
-
-    Values are ``(models, units, records)``: the last dimension is long, so every operation on it
-    is vectorised, and a layer's inputs with a row of ones below lie in one block.
+    Raises:
+        ConfigError: records influence one another, so that filled-up batches would change the
+            result, or a buffer learns (``E-MODEL-NOT-DP``).
     """
+    layers = dense_layers(model)
+    if layers is not None and layers[0][1].in_features == math.prod(features.shape[1:]):
+        ones = torch.ones(len(features), 1)
+        return Pool(torch.cat([features.flatten(1), ones], dim=1), labels, dense=True)
+    verify_records_do_not_mix(model, shape=tuple(features.shape[1:]))
+    return Pool(features, labels, dense=False)
 
-    def __init__(
-        self, models: Sequence[nn.Module], features: torch.Tensor, labels: torch.Tensor
-    ) -> None:
-        flat = features.flatten(1)
-        self._features = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        self._labels = labels
-        chains = [dense_layers(model) or [] for model in models]
-        blocks = [
-            torch.stack([_augmented(chain[index][1]) for chain in chains])
-            for index in range(len(chains[0]))
-        ]
-        self.parameters = torch.cat([block.flatten() for block in blocks])
-        self.gradient = torch.zeros_like(self.parameters)
-        sizes = [block.numel() for block in blocks]
-        self._layers = [
-            _Dense(name, weight.view(block.shape), gradient.view(block.shape), kind)
-            for (name, _, activation), block, weight, gradient in zip(
-                chains[0],
-                blocks,
-                torch.split(self.parameters, sizes),
-                torch.split(self.gradient, sizes),
-                strict=True,
-            )
-            for kind in (None if activation is None else type(activation),)
-        ]
-        self._workspaces: dict[int, _Workspace] = {}
 
-    def compute(self, step: Step, *, clip: float) -> None:
-        """Overwrite ``gradient``; see :class:`StackedGradients`."""
-        self.gradient.zero_()
-        for rows, weights in _pieces(step, _MOST_ROWS):
-            space = self._space(rows.shape[1])
-            self._forward(space, rows)
-            self._backward(space, rows, weights, clip=clip)
-            for layer, values, errors in zip(
-                self._layers, self._layer_inputs(space, rows), space.errors, strict=True
-            ):
-                layer.gradient.baddbmm_(errors, values.transpose(1, 2))
+def stacked_gradients(models: Sequence[nn.Module], pool: Pool) -> StackedGradients:
+    """Return the gradients of models of one architecture, at least one; weights are copied."""
+    if pool.dense:
+        return DenseGradients(models, pool.features, pool.labels)
+    return GeneralGradients(models, pool.features, pool.labels)
 
-    def of_model(self, vector: torch.Tensor, model: int) -> list[torch.Tensor]:
-        """Return one model's parts of a vector, layer by layer."""
-        sizes = [layer.weight.numel() for layer in self._layers]
-        return [
-            part.view(layer.weight.shape)[model]
-            for layer, part in zip(self._layers, torch.split(vector, sizes), strict=True)
-        ]
 
-    def state(self) -> Tensors:
-        """Return weights and biases by name."""
-        found = {}
-        for layer in self._layers:
-            found[f"{layer.name}.weight"] = layer.weight[:, :, :-1].clone()
-            found[f"{layer.name}.bias"] = layer.weight[:, :, -1].clone()
-        return found
+def models_at_once(model: nn.Module, pool: Pool, *, rows: int) -> int:
+    """Return how many models to train together, by what one pass of them works on.
 
-    def _space(self, rows: int) -> _Workspace:
-        if rows not in self._workspaces:
-            if len(self._workspaces) == _MOST_WORKSPACES:
-                self._workspaces.clear()
-            self._workspaces[rows] = _Workspace(self._layers, rows)
-        return self._workspaces[rows]
-
-    def _layer_inputs(self, space: _Workspace, rows: torch.Tensor) -> list[torch.Tensor]:
-        first = space.inputs.view(*rows.shape, -1).transpose(1, 2)
-        return [first, *space.after]
-
-    def _forward(self, space: _Workspace, rows: torch.Tensor) -> None:
-        torch.index_select(self._features, 0, rows.flatten(), out=space.inputs)
-        for index, layer in enumerate(self._layers):
-            values = self._layer_inputs(space, rows)[index]
-            torch.bmm(layer.weight, values, out=space.before[index])
-            if layer.activation is nn.Tanh:
-                _tanh(space.before[index], out=space.after[index][:, :-1])
-            elif layer.activation is nn.ReLU:
-                torch.clamp(space.before[index], min=0.0, out=space.after[index][:, :-1])
-
-    def _backward(
-        self, space: _Workspace, rows: torch.Tensor, weights: torch.Tensor, *, clip: float
-    ) -> None:
-        """Leave in ``space.errors`` the loss's gradient by each layer's outputs, weighted."""
-        last = space.errors[-1]
-        torch.softmax(space.before[-1], dim=1, out=last)
-        classes = torch.index_select(self._labels, 0, rows.flatten()).view(len(rows), 1, -1)
-        last.scatter_add_(1, classes, space.minus_one)
-        if not math.isfinite(clip):
-            last.mul_(weights[:, None])
-        for index in range(len(self._layers) - 1, 0, -1):
-            layer, below = self._layers[index], self._layers[index - 1]
-            # What came before the activation is no longer needed: its place takes the product.
-            product = torch.bmm(
-                layer.weight[:, :, :-1].transpose(1, 2),
-                space.errors[index],
-                out=space.before[index - 1],
-            )
-            values = space.after[index - 1][:, :-1]
-            errors = space.errors[index - 1]
-            if below.activation is nn.Tanh:
-                torch.ops.aten.tanh_backward.grad_input(product, values, grad_input=errors)
-            else:
-                torch.ops.aten.threshold_backward.grad_input(
-                    product, values, 0.0, grad_input=errors
-                )
-        if math.isfinite(clip):
-            norms = torch.zeros_like(weights)
-            for values, errors in zip(self._layer_inputs(space, rows), space.errors, strict=True):
-                norms = norms + values.square().sum(dim=1) * errors.square().sum(dim=1)
-            factors = clip_factors(norms.sqrt(), clip) * weights
-            for errors in space.errors:
-                errors.mul_(factors[:, None])
+    Args:
+        model: one of them.
+        pool: its records.
+        rows: of one model in one step.
+    """
+    width = math.prod(pool.features.shape[1:])
+    if not pool.dense:
+        return max(1, _GENERAL_NUMBERS // max(1, rows * width))
+    width += 3 * sum(layer.out_features for _, layer, _ in dense_layers(model) or [])
+    return max(1, _CACHE_NUMBERS // (min(rows, MOST_ROWS) * width))
 
 
 class GeneralGradients:
@@ -311,11 +153,11 @@ class GeneralGradients:
             size = max(1, _WRITTEN_NUMBERS // max(1, len(self.parameters)))
             sums: Callable[..., list[torch.Tensor]] = self._clipped_sums
         else:
-            size, sums = _MOST_ROWS, self._plain_sums
+            size, sums = MOST_ROWS, self._plain_sums
         modes = {module: module.training for module in self._template.modules()}
         self._template.train()
         try:
-            for rows, weights in _pieces(step, size):
+            for rows, weights in pieces_of(step, size):
                 parts = sums(self._features[rows], self._labels[rows], weights, clip)
                 for total, part in zip(self._views(self.gradient), parts, strict=True):
                     total.add_(part)
@@ -338,6 +180,27 @@ class GeneralGradients:
             for part, shape in zip(torch.split(vector, sizes), self._shapes, strict=True)
         ]
 
+    def _each_model(self, function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        if self._shapes[0][0] > 1:
+            return vmap(function, randomness="different")
+
+        def of_one(trained: Tensors, constants: Tensors, *batch: torch.Tensor) -> Tensors:
+            states = (
+                {name: value[0].detach() for name, value in part.items()}
+                for part in (trained, constants)
+            )
+            found = function(*states, *(part[0] for part in batch))
+            return {name: value[None] for name, value in found.items()}
+
+        return of_one
+
+    def _by_autograd(self, trained: Tensors, constants: Tensors, *batch: torch.Tensor) -> Tensors:
+        """Do what ``grad(self._loss)`` does, without torch.func's overhead."""
+        leaves = {name: value.requires_grad_() for name, value in trained.items()}
+        loss = self._loss(leaves, constants, *batch)
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
+
     def _loss(self, trained: Tensors, constants: Tensors, *batch: torch.Tensor) -> torch.Tensor:
         features, labels, weights = batch
         logits: Any = functional_call(self._template, (trained, constants), (features,))
@@ -347,16 +210,16 @@ class GeneralGradients:
     def _plain_sums(
         self, features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, _clip: float
     ) -> list[torch.Tensor]:
-        gradients = vmap(grad(self._loss), randomness="different")(
-            self._trained, self._constants, features, labels, weights
-        )
+        alone = self._shapes[0][0] == 1
+        of_each = self._each_model(self._by_autograd if alone else grad(self._loss))
+        gradients = of_each(self._trained, self._constants, features, labels, weights)
         return [gradients[name] for name in self._names]
 
     def _clipped_sums(
         self, features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, clip: float
     ) -> list[torch.Tensor]:
         one = vmap(grad(self._loss), in_dims=(None, None, 0, 0, 0), randomness="different")
-        gradients = vmap(one, randomness="different")(
+        gradients = self._each_model(one)(
             self._trained,
             self._constants,
             features[:, :, None],
@@ -372,30 +235,3 @@ class GeneralGradients:
             torch.bmm(factors[:, None], torch.where(counts, part, 0.0)).view(shape)
             for part, shape in zip(written, self._shapes, strict=True)
         ]
-
-
-def clip_factors(norms: torch.Tensor, clip: float) -> torch.Tensor:
-    """Return min(1, C / norm) (Abadi et al. 2016, arXiv 1607.00133, algorithm 1).
-
-    A record whose norm is not finite counts as zero.
-    """
-    factors = (clip / norms.clamp(min=_LEAST_NORM)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), factors, 0.0)
-
-
-def _pieces(step: Step, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    pieces = (torch.split(tensor, size, dim=1) for tensor in (step.rows, step.weights))
-    for rows, weights in zip(*pieces, strict=True):
-        if rows.shape[1]:  # a Poisson sample may be empty
-            yield rows, weights
-
-
-def _augmented(layer: nn.Linear) -> torch.Tensor:
-    return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], dim=1)
-
-
-def _tanh(values: torch.Tensor, *, out: torch.Tensor) -> None:
-    """Write tanh(z) = 2 sigmoid(2z) - 1: a quarter of the time of torch's, within 2e-7."""
-    torch.mul(values, 2.0, out=out)
-    torch.sigmoid(out, out=out)
-    out.mul_(2.0).sub_(1.0)

@@ -24,8 +24,8 @@ from tacit.core.errors import AppError
 from tacit.learning.shadow_recipe import Draws, ShadowRecipe, steps_of_round
 from tacit.learning.stacked_gradients import (
     StackedGradients,
-    Tensors,
     models_at_once,
+    pool_for,
     stacked_gradients,
 )
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tacit.learning.prepared import Examples
+    from tacit.learning.stacked_dense import Tensors
 
     Progress = Callable[[int, int], None]
 
@@ -91,7 +92,7 @@ class StackedModels:
         widths = [value.shape[1] for value in self.state.values() if value.ndim > 1]
         width = max(math.prod(features.shape[1:]), *widths)
         size = max(1, _ANSWERED_NUMBERS // (len(self) * width))
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             parts = [
                 vmap(answer, in_dims=(0, None))(self.state, part).numpy()
                 for part in torch.split(torch.from_numpy(features), size)
@@ -146,13 +147,15 @@ def _trained(
     shadows: Sequence[Shadow], pool: Examples, recipe: ShadowRecipe, progress: Progress | None
 ) -> Tensors:
     features, labels = torch.from_numpy(pool.features), torch.from_numpy(pool.labels)
+    first = shadows[0].start
+    prepared = pool_for(first, features, labels)
     rows = max(_rows_at_once(shadow, recipe) for shadow in shadows)
-    size = models_at_once(shadows[0].start, features=math.prod(features.shape[1:]), rows=rows)
+    size = models_at_once(first, prepared, rows=max(1, rows))
     count = _Count(total=len(shadows) * recipe.steps, progress=progress)
     states = []
     for start in range(0, len(shadows), size):
         group = shadows[start : start + size]
-        source = stacked_gradients([shadow.start for shadow in group], features, labels)
+        source = stacked_gradients([shadow.start for shadow in group], prepared)
         draws = [Draws(torch.from_numpy(s.rows), recipe, seed=s.seed) for s in group]
         for round_number in range(recipe.rounds):
             _train_round(source, draws, recipe, round_number, count)

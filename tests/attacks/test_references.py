@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import multiprocessing
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +15,17 @@ import torch
 from torch import nn
 
 from tacit.attacks.probe import References
+from tacit.attacks.recipe_check import check_recipe
 from tacit.attacks.reference_cache import ReferenceCache
+from tacit.attacks.reference_workers import trained_by_workers
 from tacit.attacks.references import (
     Design,
     Material,
-    check_recipe,
     choose_audited,
     train_references,
 )
 from tacit.attacks.target import Outputs
-from tacit.core.errors import AppError
+from tacit.core.errors import AppError, UnavailableError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, TrainingSpec
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import ShadowRecipe, derived_seed, round_seed
@@ -47,7 +50,7 @@ OPEN = PrivacyPlan(
 RECIPE = ShadowRecipe(
     training=TrainingSpec(learning_rate=0.5, local_steps=30, batch_size=8), plan=OPEN, rounds=2
 )
-DESIGN = Design(models=18, records=40, seed=7)  # three chunks, the last of one pair
+DESIGN = Design(models=36, records=40, seed=7)  # three chunks, the last of two pairs
 STEPS = DESIGN.models * RECIPE.steps
 
 
@@ -128,7 +131,7 @@ def test_a_reference_is_what_the_recipe_trains(model: nn.Module) -> None:
         train_model(alone, own, Recipe(training=RECIPE.training, plan=OPEN, batch_seed=seed))
     expected = alone(torch.from_numpy(audited.features)).detach().numpy()
     np.testing.assert_allclose(references.logits[5], expected, atol=1e-3)
-    assert references.population_logits.shape == (18, 15, 3)
+    assert references.population_logits.shape == (36, 15, 3)
 
 
 def test_only_records_of_its_half_move_a_reference(model: nn.Module) -> None:
@@ -147,7 +150,7 @@ def test_only_records_of_its_half_move_a_reference(model: nn.Module) -> None:
 def test_without_a_population_there_is_nothing_to_ask(model: nn.Module) -> None:
     """The array is there, and empty."""
     references = trained(model, Material(audited=MATERIAL.audited))
-    assert references.population_logits.shape == (18, 0, 3)
+    assert references.population_logits.shape == (36, 0, 3)
 
 
 def test_what_is_cached_is_not_trained_again(model: nn.Module, cache: ReferenceCache) -> None:
@@ -155,20 +158,20 @@ def test_what_is_cached_is_not_trained_again(model: nn.Module, cache: ReferenceC
     once = trained(model, cache=cache)
     assert cached_steps(model, cache=cache) == STEPS
     assert_equal(trained(model, cache=cache), once)
-    more = dataclasses.replace(DESIGN, models=24)
-    assert cached_steps(model, cache=cache, design=more) == 16 * RECIPE.steps
+    more = dataclasses.replace(DESIGN, models=44)
+    assert cached_steps(model, cache=cache, design=more) == 32 * RECIPE.steps
 
 
 def test_an_interruption_keeps_finished_chunks(model: nn.Module, cache: ReferenceCache) -> None:
     """Ctrl-C in the second chunk costs the second chunk."""
 
     def interrupt(done: int, _total: int) -> None:
-        if done > 8 * RECIPE.steps:
+        if done > 16 * RECIPE.steps:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trained(model, cache=cache, progress=interrupt)
-    assert cached_steps(model, cache=cache) == 8 * RECIPE.steps
+    assert cached_steps(model, cache=cache) == 16 * RECIPE.steps
     assert_equal(trained(model, cache=cache), trained(model))
 
 
@@ -191,7 +194,7 @@ def test_a_damaged_chunk_is_trained_again(
     else:
         first.write_bytes(second.read_bytes())
         first.with_suffix(".json").write_bytes(second.with_suffix(".json").read_bytes())
-    assert cached_steps(model, cache=cache) == 10 * RECIPE.steps
+    assert cached_steps(model, cache=cache) == 20 * RECIPE.steps
     assert_equal(trained(model, cache=cache), once)
 
 
@@ -278,3 +281,35 @@ def test_workers_train_the_same_models(model: nn.Module, cache: ReferenceCache) 
     assert_equal(by_two, trained(model))
     assert (told, told[-1]) == (sorted(told), STEPS)
     assert cached_steps(model, cache=cache) == STEPS
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_what_it_was(model: nn.Module) -> None:
+    """Weights that run away in another process are the same error here."""
+    wild = dataclasses.replace(RECIPE.training, learning_rate=1e38, weight_decay=10.0)
+    with pytest.raises(AppError) as caught:
+        trained(model, workers=2, recipe=dataclasses.replace(RECIPE, training=wild))
+    assert caught.value.code == "E-TRAINING-DIVERGED"
+    assert not multiprocessing.active_children()
+
+
+class Ending:
+    """Work whose process ends in the middle."""
+
+    def train(self, chunk: range) -> dict[str, np.ndarray]:
+        if chunk.start:
+            os._exit(9)
+        return {"models": np.arange(len(chunk))}
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_is_no_missing_chunk() -> None:
+    """What it had made arrives; then an error says what happened, and nothing is left."""
+    chunks = [range(2), range(2, 4)]
+    crew = trained_by_workers(Ending(), chunks, workers=1)
+    first, arrays = next(crew)
+    assert (first, arrays["models"].tolist()) == (chunks[0], [0, 1])
+    with pytest.raises(UnavailableError) as caught:
+        next(crew)
+    assert caught.value.code == "E-AUDIT-WORKERS"
+    assert not multiprocessing.active_children()
