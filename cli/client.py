@@ -8,19 +8,19 @@ hears of it at the next start.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from tacit.cli.backup import backup, restore
-from tacit.cli.output import Table, emit, plain, table_text, visible
+from tacit.cli.node_status import show_status
+from tacit.cli.output import Table, emit, plain
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
-    CHANGED,
     CONFIG_NAME,
     SAMPLE,
     file_digest,
@@ -33,7 +33,7 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.status import REVOKED, Connection, as_json, read_status, resting
+from tacit.client.status import Connection, as_json, read_status, resting
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -49,9 +49,14 @@ app.command()(restore)
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
+    typer.Option(
+        "--home",
+        help="State directory (default: TACIT_CLIENT_HOME, else ~/.local/state/tacit/client).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 RunId = Annotated[
     str,
     typer.Argument(help="A run id, or a unique beginning of one, from `tacit client status`."),
@@ -60,12 +65,15 @@ RunId = Annotated[
 
 @app.command()
 def join(
-    token: Annotated[str, typer.Argument(help="From `tacit server invite NAME --role client`.")],
+    token: Annotated[str, typer.Argument(help="The token that the operator handed over.")],
     home: Home = None,
     *,
     json: Json = False,
 ) -> None:
-    """Enrol this machine with a token; keys are made here and stay here."""
+    """Enrol this machine with a token; keys are made here and stay here.
+
+    Example: tacit client join "$(cat cleveland.token)"
+    """
     parsed = parse_token(token)
     if parsed.role is not Role.CLIENT:
         raise UsageError(
@@ -98,7 +106,7 @@ def join(
 def check(
     home: Home = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run.toml whose data contract to check.")
+        Path | None, typer.Option("--run", help="Also hold the records against this run.toml.")
     ] = None,
     *,
     json: Json = False,
@@ -129,9 +137,17 @@ def start(
     home: Home = None,
     *,
     log_format: Annotated[
-        str, typer.Option("--log-format", help="text for people, json for machines.")
+        str,
+        typer.Option(
+            help="text for people, json for machines.", click_type=click.Choice(["text", "json"])
+        ),
     ] = "text",
-    log_level: Annotated[str, typer.Option("--log-level", help="INFO, WARNING, ...")] = "INFO",
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="The least that is logged.", click_type=click.Choice(LEVELS, case_sensitive=False)
+        ),
+    ] = "INFO",
 ) -> None:
     """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything.
 
@@ -146,7 +162,9 @@ def start(
 def status(
     run_id: Annotated[
         str | None,
-        typer.Argument(help="One run: shows all that it asks, before you approve it."),
+        typer.Argument(
+            help="One run, from the list: all that it asks, to read before you say yes."
+        ),
     ] = None,
     home: Home = None,
     *,
@@ -162,12 +180,16 @@ def status(
     if json:
         emit(value, json=True)
         return
-    _show(value)
+    show_status(value)
 
 
 @app.command()
 def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
-    """Say yes to a run that the policy admits."""
+    """Say yes to a run that the policy admits; read it first: `tacit client status RUN_ID`.
+
+    You approve this specification and the app as it is installed here: change either, and you are
+    asked again.
+    """
     state = _opened(home)
     value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
     emit(value if json else _said(value), json=json)
@@ -192,7 +214,10 @@ def compare(
     run_id: RunId,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="model.safetensors as pulled (default: received last)."),
+        typer.Option(
+            "--model",
+            help="The run's model.safetensors, from the operator (default: what came last).",
+        ),
     ] = None,
     home: Home = None,
     *,
@@ -351,63 +376,6 @@ def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
     return value
 
 
-def _show(value: dict[str, Any]) -> None:
-    connection = value["connection"]
-    line = f"{value['member']} (node {value['node_id']}): {connection['state']}"
-    if connection["address"]:
-        line += f", {connection['address']}"
-    typer.echo(line)
-    if connection["problem"]:
-        typer.echo(f"  {connection['problem']}")
-    if connection.get("hint"):
-        typer.echo(f"  {connection['hint']}")
-    if value.get("config_changed"):
-        typer.echo(f"  {CHANGED}")
-    if connection["state"] not in ("stopped", REVOKED):
-        typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
-    _show_ledger(value["ledger"])
-    typer.echo("\nRuns")
-    typer.echo(table_text(_runs_table(value["runs"])))
-    for run in value["runs"]:
-        if run["reason"]:
-            typer.echo(f"  {run['run_id']}: {run['reason']}")
-        if run["ended_reason"]:  # words of another machine
-            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
-    typer.echo("\nWhat left, and what did not (latest first)")
-    typer.echo(table_text(_decisions_table(value["decisions"])))
-    kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
-    if kept:
-        typer.echo(f"\n{kept} replies wait for the server")
-
-
-def _show_ledger(ledger: dict[str, Any]) -> None:
-    head = f", head {ledger['head'][:16]}" if ledger["head"] else ""
-    typer.echo(f"\nLedger: {ledger['entries']} entries{head}")
-    if ledger["problem"]:
-        typer.echo(f"  WRONG: {visible(ledger['problem'])}")
-        typer.echo(f"  {ledger['hint']}")
-    if ledger["restored"]:
-        typer.echo(f"  {ledger['restored']}")
-    typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
-
-
-def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            each["data_set"],
-            each["unit"],
-            "none holds" if each["epsilon"] is None else f"{each['epsilon']:.4g}",
-            f"{each['delta']:g}",
-            f"{each['budget']:g}",
-            f"{each['left']:.4g}",
-            each["entries"],
-        )
-        for each in data_sets
-    ]
-    columns = ("data set", "unit", "epsilon", "delta", "budget", "left", "entries")
-    return Table(columns=columns, rows=rows, empty="No data set has an account yet.")
-
-
 def _comparison_table(value: OwnComparison) -> Table:
     private = value.delta is not None
     rows = [
@@ -421,48 +389,3 @@ def _comparison_table(value: OwnComparison) -> Table:
     ]
     columns = ("model", *(["epsilon"] if private else []), "accuracy", "standard error")
     return Table(columns=columns, rows=rows)
-
-
-def _runs_table(runs: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            run["run_id"],
-            run["name"],
-            run["mode"],
-            "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
-            run["verdict"],
-            run["decided_by"],
-            run["code"] or "-",
-            run["released"],
-            run["refused"],
-            run["failed"],
-            run["ended"] or "-",
-        )
-        for run in runs
-    ]
-    columns = ("run", "name", "mode", "epsilon", "verdict", "by", "code")
-    return Table(
-        columns=(*columns, "left", "refused", "failed", "ended"),
-        rows=rows,
-        empty="No run has been offered yet.",
-    )
-
-
-def _decisions_table(decisions: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            dt.datetime.fromtimestamp(line["at_s"], dt.UTC).strftime("%F %T"),
-            line["message_id"] or line["run_id"],
-            line["message_type"] or "-",
-            line["outcome"],
-            line["payload_bytes"] or "-",
-            line["code"] or "-",
-            line["reason"] or "-",
-        )
-        for line in decisions[:20]
-    ]
-    return Table(
-        columns=("at (UTC)", "what", "type", "outcome", "bytes", "code", "reason"),
-        rows=rows,
-        empty="Nothing has left this node.",
-    )

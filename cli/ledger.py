@@ -43,7 +43,10 @@ app = typer.Typer(add_completion=False)
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
+    typer.Option(
+        "--home",
+        help="State directory (default: TACIT_CLIENT_HOME, else ~/.local/state/tacit/client).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -126,7 +129,10 @@ def verify(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", help="JSON lines: entries, then the signed head.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="File to write: entries as JSON lines, then the signed head."),
+    ],
     home: Home = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also draw epsilon over time, as a PNG.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
@@ -133,7 +132,9 @@ def _make_plain(command: click.Command) -> None:
 
 def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
     if wanted and not ctx.resilient_parsing:
-        click.echo(f"tacit {importlib.metadata.version('tacit')}")
+        from importlib.metadata import version  # noqa: PLC0415 - 30 ms, and only here
+
+        click.echo(f"tacit {version('tacit')}")
         ctx.exit()
 
 
@@ -164,7 +165,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = root_command().main(list(arguments), prog_name="tacit", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the process
-        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1")
+        json = "--json" in arguments  # also where the arguments could not be read
+        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1", json=json)
     return code if isinstance(code, int) else 0
 
 

@@ -85,6 +85,8 @@ def plan_command(
     """Show noise, steps and epsilon of a run, and what the same budget would still allow.
 
     Takes a run.toml, or the options alone: DP-SGD at record level, in units of the clip.
+
+    Example: tacit privacy plan --epsilon 1 --delta 1e-4 --rounds 20
     """
     given = {
         "privacy.epsilon": epsilon,

@@ -99,12 +99,14 @@ class NodeStatus:
 def read_status(
     store: Store, *, member: str, node_id: int, connection: Connection, limit: int = 50
 ) -> NodeStatus:
-    """Collect what the node knows."""
+    """Collect what the node knows: the latest ``limit`` runs, and all that have not ended."""
+    runs = store.list_runs()
+    runs = [run for place, run in enumerate(runs) if place < limit or not run.ended]
     return NodeStatus(
         member=member,
         node_id=node_id,
         connection=connection,
-        runs=tuple(_run_status(run, store) for run in store.list_runs()[:limit]),
+        runs=tuple(_run_status(run, store) for run in runs),
         outbox=tuple(_waiting(entry) for entry in store.list_replies()),
         decisions=tuple(store.list_decisions(limit=limit)),
     )

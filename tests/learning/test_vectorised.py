@@ -14,11 +14,12 @@ from torch import nn
 
 from tacit.core.errors import AppError, ConfigError, RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, StrategySpec, TrainingSpec
+from tacit.learning.optimizers import make_optimizer
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import Draws, ShadowRecipe, Step, round_seed, shadow_recipe
 from tacit.learning.stacked_dense import DenseGradients
 from tacit.learning.stacked_gradients import GeneralGradients, Pool, pool_for, stacked_gradients
-from tacit.learning.training import Recipe, _optimizer, train_model
+from tacit.learning.training import Recipe, train_model
 from tacit.learning.vectorised import Shadow, StackedModels, train_together
 from tacit.privacy.dpsgd.book_keeping import BookKeeping
 from tacit.privacy.dpsgd.engine import Engine
@@ -215,7 +216,7 @@ def privately(shadow: Shadow, pool: Examples, recipe: ShadowRecipe) -> nn.Module
     for _ in range(recipe.rounds):
         mechanism = SeededMechanism(recipe.plan, draws, draw)
         engine = Engine(BookKeeping(model), mechanism, steps=recipe.plan.local_steps)
-        optimizer = _optimizer(engine.parameters, recipe.training)
+        optimizer = make_optimizer(engine.parameters, recipe.training)
         for _ in range(recipe.plan.local_steps):
             gradients = engine.gradient(features, labels)
             for parameter, gradient in zip(engine.parameters, gradients, strict=True):
