@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tacit.attacks.histograms import ScoreHistogram
     from tacit.attacks.points import Float64Array
 
+_HALVINGS = 20  # of an interval of rates: to a millionth
+
 
 @dataclass(frozen=True, kw_only=True)
 class BinnedPoint:
@@ -150,22 +152,20 @@ class BinnedRoc:
         if not 0 <= fpr < 1:
             raise ValueError(f"expected an FPR from 0 to below 1, got {fpr}")
         found, false = self._counts
-        allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
-        beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
-        bins, share = len(found) - 1, 1.0  # whole bins, and how much of the next
-        if len(beyond):
-            bins = int(beyond[0])
-            share = max(0.0, allowed - above[bins]) / false[bins]
-        called = np.zeros(len(found))
-        called[:bins], called[bins] = 1.0, share
+        bins, called = self._called(fpr)
+        share = called[bins]
         edges = np.append(np.inf, self.histogram.edges[::-1])
         return BinnedPoint(
             asked_fpr=fpr,
             threshold=float(edges[bins]),
             share=float(share),
             tpr=_clip(float(called @ found) / self.members),
-            tpr_interval=self._rate_interval(found, called, confidence),
-            fpr_interval=self._rate_interval(false, called, confidence),
+            tpr_interval=self._rate_interval(
+                self.members, float(called @ found), called, confidence
+            ),
+            fpr_interval=self._rate_interval(
+                self.non_members, float(called @ false), called, confidence
+            ),
             tpr_bounds=(
                 _clip(float(found[:bins].sum()) / self.members),
                 _clip(float(found[: bins + 1].sum()) / self.members),
@@ -174,20 +174,63 @@ class BinnedRoc:
             non_members=self.non_members,
         )
 
+    def least_tpr_above(self, fpr: float, *, confidence: float = CONFIDENCE) -> float | None:
+        """Return the smallest TPR there whose interval would lie above that of the FPR; None: none.
+
+        The power of a comparison of the two intervals, for as many records and as much noise.
+        """
+        _, called = self._called(fpr)
+        ceiling = self._rate_interval(
+            self.non_members, fpr * self.non_members, called, confidence
+        ).high
+
+        def is_above(tpr: float) -> bool:
+            interval = self._rate_interval(self.members, tpr * self.members, called, confidence)
+            return interval.low > ceiling
+
+        low, high = fpr, 1.0
+        if not is_above(high):
+            return None
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2.0
+            low, high = (low, middle) if is_above(middle) else (middle, high)
+        return high
+
+    def _called(self, fpr: float) -> tuple[int, Float64Array]:
+        """Return which bin is crossed at an FPR, and the share of each that is called, high first.
+
+        Whole bins are called as long as there are not too many non-members in them.
+        """
+        _, false = self._counts
+        allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
+        beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
+        bins, share = len(false) - 1, 1.0  # whole bins, and how much of the next
+        if len(beyond):
+            bins = int(beyond[0])
+            share = max(0.0, allowed - above[bins]) / false[bins]
+        called = np.zeros(len(false))
+        called[:bins], called[bins] = 1.0, share
+        return bins, called
+
     def _rate_interval(
-        self, counts: Float64Array, called: Float64Array, confidence: float
+        self, total: float, above: float, called: Float64Array, confidence: float
     ) -> Interval:
         """Return where the share of records that are called lies.
 
         Wilson 1927 with the noise beside the sampling: all t with (K - t N)^2 <=
         z^2 (N t (1 - t) + sd^2 sum (called - t)^2). Without noise: Clopper-Pearson.
+
+        Args:
+            total: N, of the records.
+            above: K, of those that are called.
+            called: the share of each bin that is called.
+            confidence: of the interval.
         """
-        total = float(counts.sum())
-        hits = min(total, max(0.0, float(called @ counts)))
+        hits = min(total, max(0.0, above))
         noise, z2 = self.histogram.noise_sd**2, _z(confidence) ** 2
         if noise == 0.0:
             return clopper_pearson(hits, round(total), confidence=confidence)
-        square = total**2 + z2 * total - z2 * noise * len(counts)
+        square = total**2 + z2 * total - z2 * noise * len(called)
         linear = -2.0 * hits * total - z2 * total + 2.0 * z2 * noise * float(called.sum())
         constant = hits**2 - z2 * noise * float(called @ called)
         return _quadratic_interval(square, linear, constant, confidence)

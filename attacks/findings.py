@@ -246,7 +246,7 @@ class AuditedFinding:
             many of one as of the other, so that a reference is as large as the target.
         population: records that are neither.
         classes: how many.
-        member_accuracy, non_member_accuracy: of the target.
+        member_accuracy, non_member_accuracy: of the target; None where nobody counted.
     """
 
     form: str
@@ -256,8 +256,8 @@ class AuditedFinding:
     non_members: int
     population: int
     classes: int
-    member_accuracy: Estimate
-    non_member_accuracy: Estimate
+    member_accuracy: Estimate | None
+    non_member_accuracy: Estimate | None
 
 
 @dataclass(frozen=True, kw_only=True)

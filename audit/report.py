@@ -10,7 +10,6 @@ Runs nothing on records, and loads no torch.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tacit.attacks.findings import to_json
+from tacit.attacks.report_form import SCHEMA, VERSION, as_report, report_text
 from tacit.audit.schema import schema_problems
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.files import write_atomic
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tacit.attacks.findings import AuditResult
-    from tacit.attacks.plans import AuditPlan
 
-SCHEMA, VERSION = "tacit-audit-report", 1
 REPORT_NAME = "report.json"
 
 _MAX_BYTES = 64 << 20
@@ -62,14 +60,8 @@ def report_of(result: AuditResult, provenance: Provenance) -> dict[str, Any]:
         result: of :func:`tacit.attacks.runner.run_audit`, on files at hand.
         provenance: what it was made of.
     """
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "version": VERSION,
-        **to_json(result),
-        "scope": {"records": "files at hand", "is_merged": False, "is_noised": False},
-        "provenance": {**plain(provenance), "plan_sha256": _plan_sha256(result.plan)},
-    }
-    return report
+    scope = {"records": "files at hand", "is_merged": False, "is_noised": False}
+    return as_report(to_json(result), scope=scope, provenance=plain(provenance))
 
 
 def report_bytes(report: Report) -> bytes:
@@ -81,8 +73,7 @@ def report_bytes(report: Report) -> bytes:
     problems = list(schema_problems(report, report_schema()))
     if problems:
         raise ValueError(f"expected a report that fits its schema: {'; '.join(problems[:5])}")
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
+    return report_text(report)
 
 
 def write_report(folder: Path, report: Report) -> Path:
@@ -151,8 +142,3 @@ def report_schema() -> Mapping[str, Any]:
     text = (importlib.resources.files("tacit.audit") / "report_schema.json").read_text("utf-8")
     schema: Mapping[str, Any] = json.loads(text)
     return schema
-
-
-def _plan_sha256(plan: AuditPlan) -> str:
-    text = json.dumps(plain(plan), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """`tacit audit`: attack a model as an adversary would, and read what came of it.
 
-`tacit audit run` works on files at hand: whoever runs it must be allowed to see the records.
+`tacit audit run` works on files at hand: whoever runs it must be allowed to see the records. With a
+RUN of the server it asks the nodes of its owners instead, and sees no record.
 Exit codes: 0 for an audit that was made, whatever it found; 2 and 3 for what cannot be audited;
 130 after Ctrl-C, with the report of what was finished.
 """
@@ -15,6 +16,13 @@ import typer
 from tacit.attacks.plans import PLANS
 from tacit.audit.compare import compare_reports
 from tacit.audit.report import read_report
+from tacit.cli.audit_federation import (
+    FederatedTerms,
+    Where,
+    audit_run,
+    is_run,
+    report_of_run,
+)
 from tacit.cli.audit_view import show_comparison, show_probes, show_report
 from tacit.cli.output import EXIT_INTERRUPTED, emit, foreign_output_aside
 from tacit.core.errors import UsageError
@@ -26,11 +34,47 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 ReportArgument = Annotated[
     Path, typer.Argument(help="A folder that an audit wrote, or report.json.")
 ]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", help="With RUN: which profile (see `tacit login`).")
+]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="With RUN: state directory of a server on this machine."),
+]
 
 
 @app.command()
 def run(
+    federated: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A finished run of the server, whose owners are to be asked; leave it out to "
+            "audit files at hand.",
+        ),
+    ] = "",
     *,
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            "--epsilon", help="With RUN: what the answers may cost each record; 0: exact."
+        ),
+    ] = 1.0,
+    delta: Annotated[
+        float | None, typer.Option("--delta", help="With RUN: at which delta (default: the run's).")
+    ] = None,
+    bins: Annotated[
+        int, typer.Option("--bins", help="With RUN: of a histogram (default: 8, exact ones 32).")
+    ] = 0,
+    min_owners: Annotated[
+        int,
+        typer.Option("--min-owners", help="With RUN: merge so many answers or none (default: 2)."),
+    ] = 2,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With RUN: ask, and do not wait for the answers.")
+    ] = False,
+    profile: ProfileName = None,
+    home: Home = None,
     members: Annotated[
         Path | None, typer.Option("--members", help="Records that the model was trained on.")
     ] = None,
@@ -104,19 +148,35 @@ def run(
     ] = 1,
     json: Json = False,
 ) -> None:
-    """Attack a model, on files at hand, and write report.json and roc.svg.
+    """Attack a model, on files at hand or where its owners' records are, and write a report.
 
     It takes records that the model was trained on and records that it was not, and asks each probe
     which are which. Files are NPZ with the arrays features and labels, as the model takes them, or
     CSV or Parquet that keep the recipe's data contract. With a recipe, reference models are trained
     as the target was, and the strongest attacks can run. What is found is evidence; finding nothing
     is stated with what would have been seen, and is no proof of anything.
-    """
-    from tacit.cli.audit_run import Request, audit_files  # noqa: PLC0415 - torch: two seconds
 
+    With RUN, each owner who took part and agrees runs the probes at their own node; histograms of
+    scores are merged, with noise, and each owner's own report stays with the owner.
+    """
     if plan not in PLANS:
         raise UsageError("E-AUDIT-PLAN", f"expected a plan, {', '.join(PLANS)}, got {plan!r}")
     configure_logging("audit", level="WARNING")
+    if federated:
+        terms = FederatedTerms(
+            run=federated,
+            plan=plan,
+            probes=tuple(probe or ()),
+            epsilon=epsilon,
+            delta=delta,
+            bins=bins,
+            min_owners=min_owners,
+            seed=seed,
+        )
+        audit_run(terms, Where(profile=profile, home=home, out=out), detach=detach, json=json)
+        return
+    from tacit.cli.audit_run import Request, audit_files  # noqa: PLC0415 - torch: two seconds
+
     request = Request(
         members=members,
         non_members=nonmembers,
@@ -147,9 +207,24 @@ def run(
 
 
 @app.command()
-def show(report: ReportArgument, *, json: Json = False) -> None:
-    """Show a report: the strongest finding, its power, what was skipped, then every probe."""
-    value = read_report(report)
+def show(
+    report: Annotated[
+        str,
+        typer.Argument(help="A folder that an audit wrote, report.json, or an audited RUN's id."),
+    ],
+    profile: ProfileName = None,
+    home: Home = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Show a report: the strongest finding, its power, what was skipped, then every probe.
+
+    Of a RUN, that of its latest finished audit, with what left each owner for it.
+    """
+    if is_run(report):
+        value = report_of_run(report, Where(profile=profile, home=home))
+    else:
+        value = read_report(Path(report))
     if json:
         emit(value, json=True)
     else:

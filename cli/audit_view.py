@@ -23,11 +23,10 @@ def show_report(report: Json) -> None:
     """Print a report."""
     console = _console()
     audited, plan = report["audited"], report["plan"]
-    accuracies = [audited[side]["value"] for side in ("member_accuracy", "non_member_accuracy")]
     console.print(
         f"Membership audit, plan {plan['name']}, seed {report['seed']}: "
         f"{audited['members']} members and {audited['non_members']} non-members, "
-        f"{audited['classes']} classes; accuracy {accuracies[0]:.3f} and {accuracies[1]:.3f}"
+        f"{audited['classes']} classes{_accuracies(audited)}"
     )
     console.print(visible(report["line"]), style="bold")
     for reason in report["reasons"]:
@@ -44,6 +43,39 @@ def show_report(report: Json) -> None:
         console.print(_probe_table(report))
     for line in (*_checks(report), *_detail(report)):
         console.print(line)
+    if "federation" in report:
+        _show_federation(console, report["federation"])
+
+
+def _accuracies(audited: Json) -> str:
+    found = [audited["member_accuracy"], audited["non_member_accuracy"]]
+    if None in found:
+        return ""
+    return f"; accuracy {found[0]['value']:.3f} and {found[1]['value']:.3f}"
+
+
+def _show_federation(console: Console, federation: Json) -> None:
+    """Print what each owner sent, and who did not."""
+    noise = federation["noise_per_owner"]
+    counts = f"each count with noise of standard deviation {noise:.3g}" if noise else "exact counts"
+    console.print(
+        f"Merged in {federation['audit_run']} from {len(federation['sent'])} owners of "
+        f"{federation['run']}, each asked at their own node; {counts}. What left each of them:"
+    )
+    table = _table("owner", "lists", "bytes", "epsilon", "delta", "per", "ledger entry")
+    for each in federation["sent"]:
+        lists = ", ".join(f"{one['name']} ({one['length']})" for one in each["lists"])
+        cost = "-" if each["epsilon"] is None else f"{each['epsilon']:.4g}"
+        delta = "-" if each["delta"] is None else f"{each['delta']:g}"
+        rest = (each["unit"] or "-", str(each["ledger_entry"] or "-"))
+        table.add_row(
+            visible(each["member"]), visible(lists), str(each["bytes"]), cost, delta, *rest
+        )
+    console.print(table)
+    for each in federation["not_merged"]:
+        console.print(
+            f"not merged: {visible(each['member'])}: {visible(each['why'])} {visible(each['code'])}"
+        )
 
 
 def show_comparison(comparison: ReportComparison) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -90,7 +90,7 @@ def submit(
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
     _warn(checked)
-    with _connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
+    with connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
         with foreign_output_aside():
             initial = _initial_file(file, checked.specification, Path(folder))
         submission = Submission(
@@ -101,7 +101,7 @@ def submit(
         run_id = client.submit(submission)
         if watch:
             typer.echo(run_id, err=True)
-            _watch(client, run_id, json=json)
+            watch_run(client, run_id, json=json)
             return
     emit({"run_id": run_id} if json else run_id, json=json)
     if not json:
@@ -111,7 +111,7 @@ def submit(
 @app.command("list")
 def list_(profile: ProfileName = None, home: Home = None, *, json: Json = False) -> None:
     """List all runs of the server, the oldest first."""
-    with _connected(profile, home) as client:
+    with connected(profile, home) as client:
         runs = client.list_runs()
     rows = [
         (
@@ -135,7 +135,7 @@ def show(
     run: RunId = "", profile: ProfileName = None, home: Home = None, *, json: Json = False
 ) -> None:
     """Show one run: where it stands, what its owners said, who is missing, how its rounds went."""
-    with _connected(profile, home) as client:
+    with connected(profile, home) as client:
         reply = client.show(client.find_run(run).run_id)
     manifest = with_names(json_module.loads(reply.manifest_json)) if reply.manifest_json else None
     if json:
@@ -162,8 +162,8 @@ def watch(
 
     Exit code 1 when the run has failed or was stopped. A server that restarts is waited for.
     """
-    with _connected(profile, home) as client:
-        _watch(client, client.find_run(run).run_id, json=json)
+    with connected(profile, home) as client:
+        watch_run(client, client.find_run(run).run_id, json=json)
 
 
 @app.command()
@@ -176,7 +176,7 @@ def stop(
     json: Json = False,
 ) -> None:
     """Stop a run for good; what its rounds made so far stays in its folder."""
-    with _connected(profile, home) as client:
+    with connected(profile, home) as client:
         run_id = client.find_run(run).run_id
         client.stop(run_id, reason)
     emit({"run_id": run_id, "status": "stopped"}, json=json)
@@ -197,7 +197,7 @@ def pull(
 
     The folder must be new, empty, or that of the same run.
     """
-    with _connected(profile, home) as client:
+    with connected(profile, home) as client:
         run_id = client.find_run(run).run_id
         folder = out or Path("runs") / run_id
         files = client.pull_run(run_id, folder)
@@ -231,7 +231,13 @@ def _initial_file(file: Path, specification: RunSpec, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _connected(profile: str | None, home: Path | None) -> Iterator[ControlClient]:
+def connected(profile: str | None, home: Path | None) -> Iterator[ControlClient]:
+    """Connect to the server of a profile, or to the daemon of a state directory.
+
+    Raises:
+        UnavailableError: it does not answer.
+        TacitError: the profile cannot be used.
+    """
     from tacit.core.profiles import load_profile  # noqa: PLC0415 - cryptography
     from tacit.core.state import open_state  # noqa: PLC0415
     from tacit.protos.control_client import open_local, open_profile  # noqa: PLC0415 - grpc
@@ -251,8 +257,16 @@ def _connected(profile: str | None, home: Path | None) -> Iterator[ControlClient
         yield client
 
 
-def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
+def watch_run(
+    client: ControlClient, run_id: str, *, json: bool = False, stream: TextIO | None = None
+) -> None:
     """Show events until the run ends.
+
+    Args:
+        client: the server.
+        run_id: which run.
+        json: one object per line instead of progress.
+        stream: where progress is shown instead of standard output.
 
     Raises:
         AppError: the run failed or was stopped.
@@ -261,7 +275,7 @@ def _watch(client: ControlClient, run_id: str, *, json: bool) -> None:
 
     rounds = client.find_run(run_id).rounds
     sequence, last, told = 0, None, False
-    with RoundProgress(rounds, stream=sys.stdout, quiet=json) as progress:
+    with RoundProgress(rounds, stream=stream or sys.stdout, quiet=json) as progress:
         while last is None or not last.kind.ends_run:
             try:
                 for event in client.watch(run_id, after=sequence):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WEIGHT = "num-examples"  # leaves as 1 under client-local; see client/update.py
 BUILT_IN_APP = "tacit.learning.app:app"
+AUDIT_APP = "tacit.attacks.app:app"
 
 
 class Verdict(enum.Enum):
@@ -74,6 +75,7 @@ class Offer:
         isolated: whether a worker can be confined on this machine.
         unaffordable: why the ledger has no place for the run; None if it has.
         unreadable: why a confined worker could not read the run's code; None if it could.
+        unauditable: why this node has nothing to say in an audit of that run; None if it has.
     """
 
     specification: RunSpec
@@ -81,10 +83,13 @@ class Offer:
     isolated: bool
     unaffordable: RefusedError | None = None
     unreadable: RefusedError | None = None
+    unauditable: RefusedError | None = None
 
 
 def app_of(specification: RunSpec) -> str:
     """Name the ClientApp that a run calls, as ``package.module:attribute``."""
+    if specification.audit is not None:
+        return AUDIT_APP
     return BUILT_IN_APP if specification.app is None else specification.app.client
 
 
@@ -102,6 +107,13 @@ def fingerprint_apps(specification: RunSpec) -> bytes:
     for name in names:
         digest.update(name.encode() + b"\0" + sha256_app_files(name.partition(":")[0]))
     return digest.digest()
+
+
+def _audit_is_allowed(offer: Offer, config: ClientConfig) -> None:
+    if offer.specification.audit is not None:
+        verify_audit(offer.specification, config.policy)
+        if offer.unauditable is not None:
+            raise offer.unauditable
 
 
 def _data_set_exists(offer: Offer, config: ClientConfig) -> None:
@@ -130,7 +142,8 @@ def _columns_are_allowed(offer: Offer, config: ClientConfig) -> None:
 
 
 def _unit_is_the_owners(offer: Offer, config: ClientConfig) -> None:
-    verify_unit(offer.specification, config.data_sets.get(offer.specification.data_set))
+    if offer.specification.audit is None:  # an audit counts by the owner's own unit
+        verify_unit(offer.specification, config.data_sets.get(offer.specification.data_set))
 
 
 def verify_unit(specification: RunSpec, data_set: DataSet | None) -> None:
@@ -205,6 +218,8 @@ def verify_mechanism(privacy: PrivacySpec, *, app: bool) -> None:
 
 
 def _epsilon_has_room(offer: Offer, config: ClientConfig) -> None:
+    if offer.specification.audit is not None:
+        return  # it has a limit of its own
     if offer.specification.privacy.mode is PrivacyMode.NONE:
         return
     limit = config.policy.max_epsilon_per_run
@@ -229,16 +244,16 @@ def _budget_has_room(offer: Offer, config: ClientConfig) -> None:
 
 
 def _delta_is_small(offer: Offer, config: ClientConfig) -> None:
-    privacy = offer.specification.privacy
+    delta = account_delta(offer.specification)
     data_set = config.data_sets.get(offer.specification.data_set)
-    if privacy.delta is None or data_set is None:
+    if delta is None or data_set is None:
         return
-    if privacy.delta * data_set.records >= 1:
+    if delta * data_set.records >= 1:
         raise RefusedError(
             "E-POLICY-DELTA",
             f"expected delta below 1 / {data_set.records} (data_sets."
             f"{offer.specification.data_set}.records of client.toml), the run asks for delta "
-            f"{privacy.delta:g}",
+            f"{delta:g}",
         )
 
 
@@ -252,6 +267,8 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
     Raises:
         RefusedError: E-POLICY-EXACT-METRICS, E-POLICY-EXACT-ARRAYS.
     """
+    if specification.audit is not None:
+        return  # what leaves for an audit is for verify_audit to say
     _verify_update_metrics(specification)
     declared = [
         reply
@@ -321,6 +338,51 @@ def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def account_delta(specification: RunSpec) -> float | None:
+    """Return the delta at which what a run noises is charged; None where it noises nothing."""
+    audit = specification.audit
+    return specification.privacy.delta if audit is None else audit.delta
+
+
+def verify_audit(specification: RunSpec, policy: Policy) -> None:
+    """Refuse an audit that the owner does not allow.
+
+    Raises:
+        RefusedError: E-POLICY-AUDIT, E-POLICY-AUDIT-EPSILON, E-POLICY-AUDIT-EXACT or
+            E-POLICY-COHORT.
+    """
+    audit, allowed = specification.audit, policy.audit
+    if audit is None:
+        return
+    if not allowed.allow:
+        raise RefusedError(
+            "E-POLICY-AUDIT",
+            f"policy.audit.allow of client.toml is false: nothing is answered about {audit.run}",
+            hint="The owner may allow audits: allow = true under [policy.audit].",
+        )
+    promised = specification.participation.min_clients
+    if promised < allowed.min_members:
+        raise RefusedError(
+            "E-POLICY-COHORT",
+            f"policy.audit.min_members of client.toml asks for the answers of at least "
+            f"{allowed.min_members} owners to be merged, the audit promises {promised}",
+        )
+    if audit.epsilon > allowed.epsilon_for_results:
+        raise RefusedError(
+            "E-POLICY-AUDIT-EPSILON",
+            f"policy.audit.epsilon_for_results of client.toml allows at most "
+            f"{allowed.epsilon_for_results:g}, the audit asks for epsilon {audit.epsilon:g}",
+        )
+    trained_open = specification.privacy.mode is PrivacyMode.NONE
+    if not audit.is_noised and not (allowed.allow_exact and trained_open):
+        raise RefusedError(
+            "E-POLICY-AUDIT-EXACT",
+            "expected noised histograms (an audit with an epsilon), got exact ones",
+            hint="The owner may allow exact ones of a model that was trained without noise: "
+            "allow_exact = true under [policy.audit].",
+        )
+
+
 def _worker_is_confined(offer: Offer, config: ClientConfig) -> None:
     model = offer.specification.model
     foreign = offer.specification.app is not None or (
@@ -341,6 +403,7 @@ def _code_is_readable(offer: Offer, config: ClientConfig) -> None:
 
 
 RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
+    _audit_is_allowed,
     _mode_is_accepted,
     _mechanism_is_built,
     _data_set_exists,

@@ -2,9 +2,9 @@
 
 A release is one answer to one attempt of one message. What it costs follows from the approved
 specification and the owner's declarations alone, never from what the app or the server says:
-training and noised metrics are reserved at their worst; what leaves without noise, because the
-owner's policy allows it, is entered as such. The claim that travels with the reply names what the
-run has cost so far and where the ledger ends.
+training, noised metrics and histograms are reserved at their worst; what leaves without noise,
+because the owner's policy allows it, is entered as such. The claim that travels with the reply
+names what the run has cost so far and where the ledger ends.
 
 1. A run is refused when it is offered if, as a whole, it does not fit beside what was spent and
    what approved runs that are not over will spend. One that is approved stays so.
@@ -28,10 +28,12 @@ import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from tacit.client.approvals import account_delta
 from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError, TrustError
 from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
+from tacit.privacy.audit_plan import audit_release
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.ledger_account import mechanism_for
 from tacit.privacy.ledger_entries import (
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
     from tacit.client.configuration import ClientConfig, DataSet
     from tacit.client.envelope import Release
+    from tacit.core.audit_spec import AuditSpec
     from tacit.privacy.ledger import Ledger
 
 logger = logging.getLogger("tacit.client.charges")
@@ -102,7 +105,7 @@ class Charges:
                 held against the room any more, which each of its messages is.
         """
         data_set = self._config.data_sets.get(specification.data_set)
-        if specification.privacy.mode is PrivacyMode.NONE or data_set is None:
+        if account_delta(specification) is None or data_set is None:
             return None
         try:
             terms = self._terms(specification, data_set)
@@ -246,16 +249,16 @@ class Charges:
         self._ledger.check_against(head)
 
     def _terms(self, specification: RunSpec, data_set: DataSet) -> Terms:
-        name, delta = specification.data_set, specification.privacy.delta or 0.0
+        name, asked = specification.data_set, account_delta(specification) or 0.0
+        delta = asked
         if name in self._ledger.data_sets():
             delta = self._ledger.account(name).delta
         elif data_set.delta:
             delta = data_set.delta
-        if delta != specification.privacy.delta:
+        if delta != asked:
             raise RefusedError(
                 "E-LEDGER-DELTA",
-                f"expected delta {delta:g}, that of {name} for life, "
-                f"got {specification.privacy.delta or 0.0:g}",
+                f"expected delta {delta:g}, that of {name} for life, got {asked:g}",
                 hint="Epsilons at different deltas have no sum: let the run name this delta.",
             )
         return Terms(
@@ -267,8 +270,10 @@ class Charges:
         )
 
     def _whole_run(self, specification: RunSpec, run_id: str, data_set: DataSet) -> list[Charge]:
-        plan = privacy_plan(specification, records=data_set.records)
         asked = _Asked(run=run_id, message=_WHOLE_RUN)
+        if specification.audit is not None:
+            return [self._audit(specification, specification.audit, data_set, asked)]
+        plan = privacy_plan(specification, records=data_set.records)
         training = self._training(specification, data_set, plan, asked)
         charges = [_times(training, plan.releases)]
         if specification.noises("evaluate"):
@@ -290,6 +295,8 @@ class Charges:
             specification_sha256=release.approved_sha256.hex(),
             model_sha256=head.manifest.payload_sha256.hex(),
         )
+        if specification.audit is not None:
+            return self._audit(specification, specification.audit, data_set, asked)
         if head.message_type == "evaluate":
             return self._evaluation(specification, data_set, asked)
         plan = privacy_plan(specification, records=data_set.records)
@@ -346,6 +353,29 @@ class Charges:
             noise_source=NOISE_SOURCE,
         )
 
+    def _audit(
+        self, specification: RunSpec, audit: AuditSpec, data_set: DataSet, asked: _Asked
+    ) -> Charge:
+        """Return what an audit's histograms cost: a record is in them on its own side, once."""
+        release = audit_release(audit)
+        unit = Unit.SUBJECT if data_set.subject else Unit.RECORD
+        return Charge(
+            **asked._asdict(),
+            data_set=specification.data_set,
+            purpose=Purpose.AUDIT,
+            side=Side.WHOLE,
+            split_unit=unit,
+            unit=unit,
+            relation=Relation.ADD_REMOVE,
+            public=(f"{audit.bins} bins of {', '.join(audit.probes)}", "the model"),
+            seen_by=("the server and the auditor see each owner's noised histograms",),
+            mechanism=release.mechanism(),
+            clip=release.query.clip,
+            noise_deviation=release.noise_deviation,
+            delta=release.delta,
+            noise_source=NOISE_SOURCE,
+        )
+
     def _exposed(self, release: Release, data_set: DataSet) -> fleet_pb2.Claim | None:
         """Enter what leaves without noise: once for a run in mode none, else each message."""
         specification, head = release.specification, release.instruction
@@ -360,7 +390,11 @@ class Charges:
                 message=head.run_id if open_run else head.message_id,
                 attempt=0 if open_run else head.attempt,
                 specification_sha256=release.approved_sha256.hex(),
-                reason="mode none" if open_run else f"exact {head.message_type}",
+                reason="exact audit"
+                if specification.audit is not None
+                else "mode none"
+                if open_run
+                else f"exact {head.message_type}",
             )
         )
         if open_run:

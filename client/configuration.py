@@ -154,6 +154,33 @@ class ApprovalRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditPolicy:
+    """What auditors may ask of this owner's records, once a run is over.
+
+    Attributes:
+        allow: whether audits are answered at all.
+        min_members: an audit must promise to merge the answers of at least this many owners.
+        epsilon_for_results: most that the noised histograms of one audit may cost each record, or
+            each subject where the subject column is declared; it counts towards the budget.
+        allow_exact: whether counts may leave without noise, of a model that was trained without.
+    """
+
+    allow: bool = False
+    min_members: int = 2
+    epsilon_for_results: float = 1.0
+    allow_exact: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.min_members < 1:
+            yield "min_members", f"expected at least 1, got {self.min_members}"
+        if not (math.isfinite(self.epsilon_for_results) and self.epsilon_for_results > 0):
+            yield (
+                "epsilon_for_results",
+                f"expected a positive epsilon, got {self.epsilon_for_results}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """What the owner allows; the node enforces it on every run and every outgoing message.
 
@@ -167,6 +194,7 @@ class Policy:
         rules: by name; see ApprovalRule.
         apps: apps of somebody's own that may run here, by ``package.module:attribute``.
         allowed_factories: model factories (``package.module:function``) that may run here.
+        audit: what auditors may ask; by default nothing.
         allow_unisolated_apps: run the apps above even where the worker cannot be confined.
         message_timeout_s: a call of an app that takes longer is killed.
         max_update_bytes: largest reply that may leave, and largest instruction that is taken.
@@ -183,6 +211,7 @@ class Policy:
     rules: Mapping[str, ApprovalRule] = field(default_factory=dict)
     apps: Mapping[str, AppRule] = field(default_factory=dict)
     allowed_factories: tuple[str, ...] = ()
+    audit: AuditPolicy = field(default_factory=AuditPolicy)
     allow_unisolated_apps: bool = False
     message_timeout_s: float = 3600.0
     max_update_bytes: int = 2 * GIB
@@ -288,4 +317,10 @@ records = 1000             # a PUBLIC bound on the number of records; never deri
 modes = ["record-local"]
 max_epsilon_per_run = 3.0
 approve = "ask"            # a person: `tacit client approve RUN`; or "rule"
+
+# [policy.audit]           # whether auditors may ask what a finished model gives away; default: no
+# allow = true
+# min_members = 2          # fewest owners whose answers an audit must merge
+# epsilon_for_results = 1  # most that one audit's noised histograms may cost; within the budget
+# allow_exact = false      # counts without noise, of a model that was trained without
 """

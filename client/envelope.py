@@ -27,7 +27,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tacit.client.approvals import Verdict, verify_exact_metrics, verify_mechanism
+from tacit.client.approvals import (
+    Verdict,
+    verify_audit,
+    verify_exact_metrics,
+    verify_mechanism,
+)
 from tacit.client.finite import first_non_finite
 from tacit.client.identifiers import verify_message_type
 from tacit.core.errors import RefusedError
@@ -180,6 +185,9 @@ def _mechanism(release: Release) -> None:
     if specification.privacy.mode not in release.policy.modes:
         raise RefusedError("E-POLICY-MODE", "the owner's policy accepts this mode no longer")
     verify_mechanism(specification.privacy, app=specification.app is not None)
+    if specification.audit is not None:
+        _audit_has_room(release)
+        return
     if specification.privacy.mode is PrivacyMode.NONE:
         return
     message_type = release.instruction.message_type
@@ -198,6 +206,19 @@ def _mechanism(release: Release) -> None:
             hint="Rounds that are tried again cost again; your limit is max_epsilon_per_run in "
             "client.toml.",
         )
+
+
+def _audit_has_room(release: Release) -> None:
+    """Refuse what the owner allows no longer, another model, and a second answer."""
+    verify_audit(release.specification, release.policy)
+    audit, instruction = release.specification.audit, release.instruction
+    sent = instruction.manifest.payload_sha256.hex()
+    if audit is not None and sent != audit.model_sha256:
+        raise RefusedError(
+            "E-AUDIT-MODEL", "the model that was sent is not the one that the audit names"
+        )
+    if release.released >= 1:
+        raise RefusedError("E-PRIVACY-SPENT", "expected one answer to an audit, and one has left")
 
 
 def _evaluations_have_room(release: Release) -> None:

@@ -47,7 +47,7 @@ _SYSTEM_READABLE = (
     "/sys/devices/system/cpu",
     "/sys/devices/system/node",
 )
-_TACIT_PACKAGES = ("client", "core", "learning", "privacy", "protos")
+_TACIT_PACKAGES = ("attacks", "client", "core", "learning", "privacy", "protos")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import WEIGHT, Judgement, Verdict, fingerprint_apps
+from tacit.client.audits import keep_report
 from tacit.client.charges import Charges
 from tacit.client.envelope import Release, reply_schema, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
@@ -216,7 +217,7 @@ class Node:
             if not self.store.has_noise_key(head.message_id, head.attempt):
                 self.charges.verify_unspent(head)
             key = self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
-            if release.specification.privacy.mode is PrivacyMode.CLIENT_LOCAL:
+            if _noises_here(release.specification):
                 noising = self._noising(head, release.specification, payload, key)
             else:
                 call.noise_key = key
@@ -252,6 +253,8 @@ class Node:
         run_id = release.instruction.run_id
         setup = self._runs.setup(self._runs.known(run_id), release.specification)
         with contextlib.closing(self._around.runner.call(setup, call, payload)) as answer:
+            if release.specification.audit is not None:
+                keep_report(self._runs.scratch(run_id), self._runs.run_folder(run_id))
             now = self._runs.known(run_id)
             return self._replies.store_answer(self._renewed(release), answer, now, noising=noising)
 
@@ -353,3 +356,8 @@ class Node:
             lock = self._locks.setdefault(run_id, threading.RLock())
         with lock:
             yield
+
+
+def _noises_here(specification: RunSpec) -> bool:
+    """Whether the node noises what an app answers; else the built-in app does, with its key."""
+    return specification.audit is None and specification.privacy.mode is PrivacyMode.CLIENT_LOCAL

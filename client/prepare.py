@@ -44,7 +44,9 @@ def prepare_data(job: PrepareJob) -> None:
     if specification.data is None:
         raise DataError("E-DATA-CONTRACT", "the run declares no data contract")
     data_set = job.data_set
-    by_subject = specification.privacy.unit is PrivacyUnit.SUBJECT
+    by_subject = specification.privacy.unit is PrivacyUnit.SUBJECT or (
+        specification.audit is not None and bool(data_set.subject)
+    )
     if by_subject and not data_set.subject:
         raise DataError(
             "E-DATA-SUBJECT",

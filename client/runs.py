@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
+from tacit.client.audits import REPORT_FOLDER, verify_same_split, why_unauditable
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
 from tacit.client.placement import verify_readable
@@ -141,6 +142,7 @@ class Runs:
                 parsed, run_id, beside=None if _is_approved(known, run) else self._beside(run_id)
             ),
             unreadable=_unreadable(parsed, self._config),
+            unauditable=why_unauditable(parsed, self._store, self._around.folder / RUNS_FOLDER),
         )
         judgement = judge(offer, self._config)
         reason = judgement.reason
@@ -188,6 +190,8 @@ class Runs:
 
     def epsilon(self, specification: RunSpec, releases: int) -> float | None:
         """Return what a run costs each record after so many updates, if there is an account."""
+        if specification.audit is not None:
+            return specification.audit.epsilon if specification.audit.is_noised else None
         data_set = self._config.data_sets.get(specification.data_set)
         if data_set is None:
             return None
@@ -219,6 +223,7 @@ class Runs:
 
         Raises:
             DataError: they break the data contract.
+            RefusedError: an audit finds other records than its run did.
         """
         folder = self.run_folder(run.run_id)
         if specification.data is None or (folder / PREPARED_NAME).exists():
@@ -232,6 +237,13 @@ class Runs:
                 split_key=self._around.split_key,
             )
         )
+        if specification.audit is not None:
+            audited = specification.audit.run
+            try:
+                verify_same_split(self.run_folder(audited), folder, audited)
+            except TacitError:
+                (folder / PREPARED_NAME).unlink(missing_ok=True)
+                raise
         for warning in Report.load(folder).warnings:
             logger.warning(warning, extra={"fields": {"run": run.run_id}})
 
@@ -248,6 +260,8 @@ class Runs:
         if specification.data is not None:
             node_config["tacit-prepared"] = str(prepared)
             node_config["tacit-records"] = self._config.data_sets[specification.data_set].records
+        if specification.audit is not None:
+            node_config[REPORT_FOLDER] = str(scratch)
         run_config = dict(specification.app.config) if specification.app else {}
         run_config["tacit-specification"] = run.specification.decode()
         begin = pipe_pb2.WorkerBegin(

@@ -36,6 +36,7 @@ __all__ = [
     "save_arrays",
     "sha256_app_files",
     "sha256_file",
+    "weights_sha256",
     "write_atomic",
 ]
 
@@ -123,6 +124,15 @@ def _order_of(notes: Mapping[str, str], names: list[str]) -> list[str]:
     return order if sorted(order) == sorted(names) else names
 
 
+def weights_sha256(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> str:
+    """Return the SHA-256, in hex, of a model's arrays one after another, as they travel."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        plain = _plain_array(name, array)
+        digest.update(plain.astype(plain.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
+
+
 def _plain_array(
     name: str, array: np.ndarray[Any, np.dtype[Any]]
 ) -> np.ndarray[Any, np.dtype[Any]]:
@@ -158,7 +168,7 @@ def sha256_app_files(module_name: str) -> bytes:
         RefusedError: the package cannot be covered: it is too large, or links to other folders.
     """
     top = module_name.partition(".")[0]
-    modules = _BUILT_IN if top == "tacit" else (module_name,)
+    modules = _built_in(module_name) if top == "tacit" else (module_name,)
     digest = hashlib.sha256(b"tacit app files v1\0")
     for text in _distributions_of(top):
         digest.update(len(text).to_bytes(4, "big") + text)
@@ -168,6 +178,12 @@ def sha256_app_files(module_name: str) -> bytes:
             name = f"{package}/{relative}".encode("utf-8", errors="surrogateescape")
             digest.update(len(name).to_bytes(4, "big") + name + sha256_file(path))
     return digest.digest()
+
+
+def _built_in(module_name: str) -> tuple[str, ...]:
+    """Return the packages that a worker of one of Tacit's own apps loads."""
+    of_attacks = module_name.startswith("tacit.attacks")
+    return (*_BUILT_IN, "tacit.attacks") if of_attacks else _BUILT_IN
 
 
 def app_place(module_name: str) -> Path:
@@ -294,6 +310,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """Specification hash, members, and per round the cohort and its metrics."""
         return self.path / "manifest.json"
+
+    @property
+    def report(self) -> Path:
+        """What an audit found."""
+        return self.path / "report.json"
 
     @property
     def events(self) -> Path:

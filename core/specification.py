@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tacit.core.audit_spec import AuditSpec
 from tacit.core.data_contract import ColumnKind, ColumnSpec, DataKind, DataSpec
 from tacit.core.privacy_spec import (
     PrivacyMode,
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_ROUNDS",
     "MAX_ROUND_DEADLINE_S",
     "AppSpec",
+    "AuditSpec",
     "ColumnKind",
     "ColumnSpec",
     "DataKind",
@@ -54,6 +56,8 @@ __all__ = [
     "Scalar",
     "StrategySpec",
     "TrainingSpec",
+    "audit_of",
+    "audited_run",
     "canonical_json",
     "specification_sha256",
     "to_plain",
@@ -317,6 +321,8 @@ class RunSpec:
         initial: a safetensors file with the initial weights (app runs; relative to run.toml).
         results: what replies may contain, by message type (``train``, ``evaluate``, ``query``);
             built-in runs derive it.
+        audit: what is asked of a finished run's owners; then nothing is trained, and everything
+            else here describes that run. ``tacit audit run RUN`` makes it.
     """
 
     name: str
@@ -332,6 +338,7 @@ class RunSpec:
     app: AppSpec | None = None
     initial: str = ""
     results: Mapping[str, ReplySpec] = field(default_factory=dict)
+    audit: AuditSpec | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not (self.name.isprintable() and 1 <= len(self.name) <= MAX_NAME_CHARACTERS):
@@ -341,6 +348,8 @@ class RunSpec:
         yield from self._problems_of_parts()
         if self.evaluation.epsilon > 0:
             yield from self._problems_of_noised_metrics()
+        if self.audit is not None:
+            yield from self._problems_of_audit()
 
     @property
     def evaluations(self) -> int:
@@ -350,6 +359,8 @@ class RunSpec:
 
     def noises(self, message_type: str) -> bool:
         """Whether replies to this kind of message carry noise, which takes a key of the node's."""
+        if self.audit is not None:
+            return message_type == "query" and self.audit.is_noised
         if self.privacy.mode is PrivacyMode.NONE:
             return False
         return message_type == "train" or (
@@ -366,6 +377,16 @@ class RunSpec:
             yield key, "nothing is evaluated: set evaluation.every to 1 up to participation.rounds"
         if self.training is not None and self.training.validation_fraction == 0:
             yield key, "nothing is held out to evaluate on: raise training.validation_fraction"
+
+    def _problems_of_audit(self) -> Iterator[tuple[str, str]]:
+        if self.app is not None:
+            yield "audit", "only runs of the built-in app can be audited where their records are"
+        if self.participation.rounds != 1:
+            yield "participation.rounds", "an audit asks once: expected 1"
+        if self.evaluation.every:
+            yield "evaluation.every", "an audit evaluates nothing: expected 0"
+        if self.training is not None and self.training.validation_fraction == 0:
+            yield "audit", "the run held no records out, so there are no non-members to compare"
 
     def _problems_of_parts(self) -> Iterator[tuple[str, str]]:
         built_in = [key for key in ("data", "model", "training") if getattr(self, key) is not None]
@@ -384,6 +405,45 @@ class RunSpec:
         for key in self.results:
             if key.split(".")[0] not in ("train", "evaluate", "query"):
                 yield f"results.{key}", "expected train, evaluate or query (or train.<action>)"
+
+
+def audit_of(
+    run: RunSpec, audit: AuditSpec, *, min_clients: int, round_deadline_s: float
+) -> RunSpec:
+    """Return the specification of an audit of a run.
+
+    Args:
+        run: what was trained.
+        audit: what is asked of its owners.
+        min_clients: so many owners' answers are merged, or none.
+        round_deadline_s: an answer that is not here by then counts as failed.
+    """
+    return RunSpec(
+        name=f"audit of {run.name}"[:MAX_NAME_CHARACTERS],
+        data_set=run.data_set,
+        data=run.data,
+        model=run.model,
+        training=run.training,
+        privacy=run.privacy,
+        strategy=run.strategy,
+        participation=ParticipationSpec(
+            rounds=1, min_clients=min_clients, round_deadline_s=round_deadline_s, max_attempts=1
+        ),
+        app=run.app,
+        audit=audit,
+    )
+
+
+def audited_run(audit: RunSpec) -> RunSpec:
+    """Return the run that an audit is of, as far as its recipe goes: what was trained, and how.
+
+    Raises:
+        ValueError: the specification is of no audit.
+    """
+    if audit.audit is None:
+        raise ValueError("expected the specification of an audit")
+    people = dataclasses.replace(audit.participation, rounds=audit.audit.rounds)
+    return dataclasses.replace(audit, audit=None, participation=people)
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 - any field of a specification

@@ -64,6 +64,7 @@ class Purpose(enum.Enum):
     TRAINING = "training"
     METRICS = "metrics"
     QUERY = "query"
+    AUDIT = "audit"
 
 
 class ChargeKey(NamedTuple):
@@ -128,7 +129,7 @@ class Charge:
         data_set: whose records it uses.
         run, round, message, attempt: what asked for it.
         specification_sha256, model_sha256: hex; the approved policy, and the model received.
-        purpose: training, metrics or query.
+        purpose: training, metrics, query or audit.
         side: which records it uses.
         split: digest of the rule that divides the records (:func:`split_digest`); required for
             the sides train and validation.

@@ -1,4 +1,4 @@
-"""What a run's worker runs: a named strategy, or a foreign ServerApp as it is.
+"""What a run's worker runs: a named strategy, an audit, or a foreign ServerApp as it is.
 
 A foreign ServerApp has no checkpoints: it starts from the beginning and is answered by the journal.
 It is code that the operator installed, and is trusted with the run; the worker around it holds no
@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, RecordDict
 from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.errors import ConfigError
 from tacit.protos.flower import SERVER_NODE_ID, array_record, flower_run_id, new_context
+from tacit.server.audit_run import run_audit_task
 from tacit.server.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -46,7 +47,9 @@ def run_task(task: RunTask, port: GridPort) -> None:
         next_sequence=checkpoint.next_sequence,
     )
     app = task.specification.app
-    if app is not None and app.server:
+    if task.specification.audit is not None:
+        run_audit_task(task, grid, checkpoint)
+    elif app is not None and app.server:
         run_server_app(task, grid, checkpoint)
     else:
         StrategyRun(task, grid, checkpoint).run()

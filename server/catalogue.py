@@ -140,6 +140,21 @@ def decisions_of(store: Store, run_id: str) -> dict[int, NodeVerdict]:
         }
 
 
+def plain_decisions(
+    decisions: Mapping[int, NodeVerdict], names: Mapping[int, str]
+) -> dict[str, dict[str, str]]:
+    """Return verdict and code by member, as JSON has them.
+
+    Args:
+        decisions: by node.
+        names: of the nodes' members.
+    """
+    return {
+        names[node]: {"verdict": each.verdict.value, "code": each.code}
+        for node, each in decisions.items()
+    }
+
+
 def waiting_reason(
     decisions: Iterable[NodeVerdict],
     *,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MEMBERS_NAME = "members.json"
+DECISIONS_NAME = "decisions.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,23 @@ def write_members(folder: RunFolder, names: Mapping[int, str]) -> None:
     """
     text = json.dumps({str(node_id): names[node_id] for node_id in sorted(names)}, indent=1)
     write_atomic(folder.path / MEMBERS_NAME, text.encode())
+
+
+def write_decisions(folder: RunFolder, decisions: Mapping[str, Mapping[str, str]]) -> None:
+    """Tell a run's worker what each member's node has said: verdict and code, by member.
+
+    Raises:
+        UnavailableError: the disk is full or cannot be written.
+    """
+    text = json.dumps({name: dict(decisions[name]) for name in sorted(decisions)}, indent=1)
+    write_atomic(folder.path / DECISIONS_NAME, text.encode())
+
+
+def read_decisions(folder: RunFolder) -> dict[str, dict[str, str]]:
+    """Return what :func:`write_decisions` wrote; nothing where the daemon has not told."""
+    path = folder.path / DECISIONS_NAME
+    decisions: dict[str, dict[str, str]] = json.loads(path.read_bytes()) if path.exists() else {}
+    return decisions
 
 
 def _sha256_or_none(folder: RunFolder) -> str | None:

@@ -38,6 +38,8 @@ class ReplyDesk:
     def __init__(self, journal: RunJournal, specification: RunSpec) -> None:
         self._journal = journal
         self._claimed = specification.privacy.mode is not PrivacyMode.NONE
+        if specification.audit is not None:
+            self._claimed = specification.audit.is_noised
         self._spool = journal.spool
         self._schema = result_schema(specification)
 

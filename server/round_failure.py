@@ -17,7 +17,18 @@ from tacit.server.rounds import EXPIRED, GONE, UNKNOWN_NODE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from flwr.app import Message
+
 _AWAY = (GONE, UNKNOWN_NODE, REVOKED, LEFT)
+
+
+def failures_of(replies: Iterable[Message]) -> dict[str, str]:
+    """Return the reason of every reply that failed, by node id."""
+    return {
+        str(reply.metadata.src_node_id): str(reply.error.reason or reply.error.code)
+        for reply in replies
+        if reply.has_error()
+    }
 
 
 def failures_text(failed: Mapping[str, str]) -> str:

@@ -36,13 +36,15 @@ from tacit.server.catalogue import (
     events_after,
     find_run,
     list_runs,
+    plain_decisions,
     waiting_reason,
 )
 from tacit.server.driver import ActiveRun, RunDriver
+from tacit.server.fleet_tasks import run_ended, run_offer
 from tacit.server.grid_desk import GridDesk
 from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
-from tacit.server.manifest import RunManifest, write_members
+from tacit.server.manifest import RunManifest, write_decisions, write_members
 from tacit.server.reply_desk import ReplyDesk
 from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.spool import Space, Spool
@@ -181,7 +183,7 @@ class Scheduler:
         fields = {"name": record.name, "submitted_by": record.submitted_by}
         run.journal.note(EventKind.RUN_QUEUED, fields)
         for node_id in self._sessions.node_ids():
-            self._sessions.send(node_id, _offer(record))
+            self._sessions.send(node_id, run_offer(record))
         self.consider()
         return run_id
 
@@ -257,12 +259,12 @@ class Scheduler:
         """Return what a node has to hear when its Watch stream opens."""
         ended = [record for record in list_runs(self._store) if record.status.ended]
         tasks = [
-            _ended(record.run_id, record.status, record.reason)
+            run_ended(record.run_id, record.status, record.reason)
             for record in ended[-_RECENT_RUNS:]
             if node_id in decisions_of(self._store, record.run_id)
         ]
         for run in self._active.values():
-            tasks.append(_offer(run.record))
+            tasks.append(run_offer(run.record))
             for message_id in run.journal.open_messages(node_id):
                 ready = fleet_pb2.MessageReady(run_id=run.record.run_id, message_id=message_id)
                 tasks.append(fleet_pb2.Task(ready=ready))
@@ -333,7 +335,7 @@ class Scheduler:
             running, _ = self.counts()
             if self.draining.is_set():
                 self._set_waiting(run, RunStatus.QUEUED, "the server is draining")
-            elif len(ready) < needed:
+            elif len(ready) < needed or self._is_asking(run):
                 said, member = run.decisions.values(), self._around.member
                 reason = waiting_reason(said, ready=ready, needed=needed, member=member)
                 self._set_waiting(run, RunStatus.WAITING, reason)
@@ -341,6 +343,14 @@ class Scheduler:
                 self._set_waiting(run, RunStatus.QUEUED, f"{running} runs are running")
             else:
                 self._begin(run)
+
+    def _is_asking(self, run: ActiveRun) -> bool:
+        """Whether a connected owner may still join an audit, which asks everybody just once."""
+        if run.specification.audit is None:
+            return False
+        said = {node: decision.verdict for node, decision in run.decisions.items()}
+        waits = (Verdict.PENDING, None)
+        return any(said.get(node) in waits for node in self._sessions.node_ids())
 
     def _begin(self, run: ActiveRun) -> None:
         self._name_members(run)
@@ -382,7 +392,7 @@ class Scheduler:
         del self._active[run.record.run_id]
         self._write_events(run)
         for node_id in run.decisions:
-            self._sessions.send(node_id, _ended(run.record.run_id, status, reason))
+            self._sessions.send(node_id, run_ended(run.record.run_id, status, reason))
         self.notify(run.record.run_id)
         self.consider()
 
@@ -390,6 +400,7 @@ class Scheduler:
         names = {node_id: self._around.member(node_id) for node_id in run.decisions}
         try:
             write_members(run.folder, names)
+            write_decisions(run.folder, plain_decisions(run.decisions, names))
         except TacitError as error:  # the manifest has node ids all the same
             log.warning("members not named", extra={"fields": {"why": error.code}})
 
@@ -484,17 +495,3 @@ def _ending(
     if status is RunStatus.STOPPED:
         return EventKind.RUN_STOPPED, {"reason": reason, **fields}
     return EventKind.RUN_FAILED, {"reason": reason, **fields}
-
-
-def _offer(record: RunRecord) -> fleet_pb2.Task:
-    offer = fleet_pb2.RunOffer(
-        run_id=record.run_id,
-        specification=record.specification,
-        specification_sha256=record.specification_sha256,
-    )
-    return fleet_pb2.Task(offer=offer)
-
-
-def _ended(run_id: str, status: RunStatus, reason: str) -> fleet_pb2.Task:
-    said = reason if status is RunStatus.STOPPED else ""  # a failure's text stays here
-    return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value, reason=said))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,13 @@ from tacit.server.checkpoint import (
 )
 from tacit.server.manifest import RoundEntry, RunManifest
 from tacit.server.noised_metrics import merge_noised_metrics
-from tacit.server.round_failure import failures_text, round_failed
+from tacit.server.round_failure import failures_of, failures_text, round_failed
 from tacit.server.strategies import build_strategy, restore_state, state_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flwr.app import Message, MetricRecord
+    from flwr.app import MetricRecord
     from flwr.serverapp.strategy import Strategy
 
     from tacit.core.artifacts import Arrays, RunFolder
@@ -133,7 +133,7 @@ class StrategyRun:
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
                 replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
             answered = [reply for reply in replies if not reply.has_error()]
-            failed = _failures(replies)
+            failed = failures_of(replies)
             if len(answered) >= people.min_clients:
                 arrays, metrics = self._strategy.aggregate_train(number, replies)
                 if arrays is not None:
@@ -194,7 +194,7 @@ class StrategyRun:
             round=number,
             cohort=sorted(message.metadata.dst_node_id for message in messages),
             metrics=metrics,
-            failed=_failures(replies),
+            failed=failures_of(replies),
             seconds=round(time.monotonic() - began, 3),
         )
         return metrics
@@ -290,15 +290,6 @@ def plain_metrics(metrics: MetricRecord | None) -> dict[str, float | list[float]
     return {
         key: [float(item) for item in value] if isinstance(value, list) else _finite(value)
         for key, value in metrics.items()
-    }
-
-
-def _failures(replies: Sequence[Message]) -> dict[str, str]:
-    """Return the reason of every reply that failed, by node id."""
-    return {
-        str(reply.metadata.src_node_id): str(reply.error.reason or reply.error.code)
-        for reply in replies
-        if reply.has_error()
     }
 
 

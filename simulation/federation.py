@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tacit.client.approvals import Verdict, app_of
-from tacit.client.configuration import Approval, AppRule, ClientConfig, Policy
+from tacit.client.configuration import Approval, AppRule, AuditPolicy, ClientConfig, Policy
 from tacit.client.node import Node
 from tacit.client.payload import BufferPayload
 from tacit.client.prepare import prepare_data
@@ -48,6 +48,7 @@ from tacit.simulation.port import LocalPort
 from tacit.simulation.runner import InProcessRunner, PooledRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tacit.client.runner import AppRunner
@@ -116,6 +117,97 @@ class _NodeAnswers:
         return reply, copy
 
 
+class Trial:
+    """Simulated owners whose nodes stay, so that one run can follow another.
+
+    Attributes:
+        nodes: by node id.
+        names: of the owners, by node id.
+    """
+
+    def __init__(self, nodes: Mapping[int, Node], names: Mapping[int, str], workers: int) -> None:
+        self.nodes = nodes
+        self.names = names
+        self._workers = workers
+
+    def play(
+        self,
+        specification: RunSpec,
+        folder: RunFolder,
+        *,
+        run_id: str,
+        watch: Watch = lambda _: None,
+    ) -> Simulated:
+        """Play a run that lies in its folder with its initial weights.
+
+        Raises:
+            RefusedError: an owner's node does not approve the run; the message says why.
+            TacitError: the run failed.
+        """
+        write_members(folder, self.names)
+        tell = _Journal(path=folder.events, names=self.names, watch=watch)
+        canonical = canonical_json(specification)
+        set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
+        tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
+        for node_id, node in self.nodes.items():
+            _offer(node, self.names[node_id], run_id, canonical, tell)
+        began = time.monotonic()
+        rounds = specification.participation.rounds
+        tell("run_started", {"rounds": rounds, "cohort": list(self.nodes)})
+        answers = {node_id: _NodeAnswers(node) for node_id, node in self.nodes.items()}
+        port = LocalPort(answers, tell, answers_at_once=self._workers)
+        task = RunTask(
+            run_id=run_id,
+            specification=specification,
+            specification_sha256=specification_sha256(canonical),
+            folder=folder,
+        )
+        try:
+            _play(task, port, tell)
+        except AppError as error:
+            raise _explained(error, self.nodes, self.names) from error
+        seconds = time.monotonic() - began
+        tell("run_finished", {"rounds": rounds, "seconds": round(seconds, 3)})
+        for node in self.nodes.values():
+            node.end_run(run_id, "finished")
+        return Simulated(
+            folder=folder,
+            seconds=seconds,
+            bytes_sent=port.bytes_sent,
+            bytes_received=port.bytes_received,
+        )
+
+
+@contextmanager
+def open_trial(
+    specification: RunSpec,
+    owners: Sequence[Owner],
+    out: Path,
+    *,
+    workers: int = 1,
+    split_key: bytes = b"",
+) -> Iterator[Trial]:
+    """Give the owners nodes of their own, in ``out/owners``, until the block ends.
+
+    Args:
+        specification: of the first run: what owners without a policy allow.
+        owners: who takes part.
+        out: where their folders go.
+        workers: how many owners work at once.
+        split_key: the owners' key for hashes; empty makes one.
+    """
+    names = {owner.node_id: owner.name for owner in owners}
+    with ExitStack() as stack:
+        runner, key = _runner(stack, workers), split_key or os.urandom(32)
+        nodes = {
+            owner.node_id: _open_node(
+                stack, specification, owner, out, runner=runner(), split_key=key
+            )
+            for owner in owners
+        }
+        yield Trial(nodes, names, workers)
+
+
 def simulate(
     specification: RunSpec,
     owners: Sequence[Owner],
@@ -134,7 +226,7 @@ def simulate(
         owners: who takes part.
         out: the run folder; it must not hold a run yet.
         source_toml: the specification as it was written, kept in the folder.
-        initial: initial weights of a run with an app of its own.
+        initial: initial weights of a run with an app of its own, or of an audit.
         workers: how many owners train at once, each in a process; 1 trains in this one.
         watch: told every event.
         split_key: the owners' key for hashes of rows and columns, 32 bytes; empty makes one.
@@ -144,49 +236,14 @@ def simulate(
         TacitError: the run failed.
     """
     _verify_cohort(specification, owners)
-    run_id = f"r-{secrets.token_hex(4)}"
-    folder = _make_folder(out, specification, source_toml, initial)
-    names = {owner.node_id: owner.name for owner in owners}
-    write_members(folder, names)
-    tell = _Journal(path=folder.events, names=names, watch=watch)
-    canonical = canonical_json(specification)
-    set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
-    tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
-    with ExitStack() as stack:
-        runner, key = _runner(stack, workers), split_key or os.urandom(32)
-        nodes = {
-            owner.node_id: _open_node(
-                stack, specification, owner, out, runner=runner(), split_key=key
-            )
-            for owner in owners
-        }
-        for node_id, node in nodes.items():
-            _offer(node, names[node_id], run_id, canonical, tell)
-        began = time.monotonic()
-        rounds = specification.participation.rounds
-        tell("run_started", {"rounds": rounds, "cohort": list(nodes)})
-        answers = {node_id: _NodeAnswers(node) for node_id, node in nodes.items()}
-        port = LocalPort(answers, tell, answers_at_once=workers)
-        task = RunTask(
-            run_id=run_id,
-            specification=specification,
-            specification_sha256=specification_sha256(canonical),
-            folder=folder,
-        )
-        try:
-            _play(task, port, tell)
-        except AppError as error:
-            raise _explained(error, nodes, names) from error
-        seconds = time.monotonic() - began
-        tell("run_finished", {"rounds": rounds, "seconds": round(seconds, 3)})
-        for node in nodes.values():
-            node.end_run(run_id, "finished")
-    return Simulated(
-        folder=folder,
-        seconds=seconds,
-        bytes_sent=port.bytes_sent,
-        bytes_received=port.bytes_received,
-    )
+    folder = make_folder(out, specification, source_toml, initial)
+    with open_trial(specification, owners, out, workers=workers, split_key=split_key) as trial:
+        return trial.play(specification, folder, run_id=fresh_run_id(), watch=watch)
+
+
+def fresh_run_id() -> str:
+    """Return an id that no run has."""
+    return f"r-{secrets.token_hex(4)}"
 
 
 def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
@@ -231,9 +288,14 @@ def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:
         raise UsageError("E-USAGE", "expected every owner to have a name of their own")
 
 
-def _make_folder(
+def make_folder(
     out: Path, specification: RunSpec, source_toml: str, initial: Path | None
 ) -> RunFolder:
+    """Make the folder of a run, with its specification and its first weights.
+
+    Raises:
+        UsageError: it holds a run already (``E-RUN-FOLDER``).
+    """
     if (out / "manifest.json").exists():
         raise UsageError(
             "E-RUN-FOLDER", f"{out} holds a run already", hint="name another folder with --out"
@@ -243,7 +305,7 @@ def _make_folder(
     write_atomic(folder.specification, canonical_json(specification))
     if source_toml:
         write_atomic(folder.run_toml, source_toml.encode())
-    if specification.app is None:
+    if specification.app is None and specification.audit is None:
         save_arrays(folder.initial, initial_arrays(specification))
     elif initial is not None:
         save_arrays(folder.initial, load_arrays(initial))
@@ -302,6 +364,9 @@ def _policy(specification: RunSpec) -> Policy:
         max_epsilon_per_run=MAX_EPSILON,
         min_clients=1,
         approve=Approval.RULE,
+        audit=AuditPolicy(
+            allow=True, min_members=1, epsilon_for_results=MAX_EPSILON, allow_exact=True
+        ),
         apps={} if specification.app is None else {app_of(specification): AppRule()},
         allowed_factories=() if factory is None else (factory,),
         allow_unisolated_apps=True,

@@ -18,6 +18,7 @@ from tacit.core.identity import Role, encode_token
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 from tacit.protos import control_pb2, control_pb2_grpc
 from tacit.protos.payload import map_payload
+from tacit.server.audits import verify_audit, verify_may_stop, verify_may_submit
 from tacit.server.authority import list_members
 from tacit.server.catalogue import RunRecord, events_after, find_run, list_runs
 from tacit.server.grid_messages import REVOKED
@@ -166,10 +167,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
             raise ProtocolError("E-FRAME-ORDER", "expected the head of a submission first")
         head = first.head
         specification = self._parse(head)
+        verify_may_submit(caller(), specification)
         staged = self._runs_folder / f".incoming-{secrets.token_hex(8)}"
         folder = RunFolder(staged).create()
         try:
             await self._receive_initial(frames, head, folder)
+            await self._verify_audit(specification, folder)
             write_atomic(folder.specification, head.specification)
             write_atomic(folder.run_toml, head.source_toml)
             submission = Submission(
@@ -238,6 +241,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self, request: control_pb2.StopRunRequest, _context: Context
     ) -> control_pb2.StopRunReply:
         """Stop a run for good."""
+        verify_may_stop(caller(), find_run(self._store, request.run_id))
         await self._scheduler.stop_run(
             request.run_id, reason=request.reason[:500], by=caller().name
         )
@@ -265,6 +269,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
         for offset in range(request.offset, len(view), _CHUNK_BYTES):
             data = bytes(view[offset : offset + _CHUNK_BYTES])
             yield control_pb2.FileChunk(offset=offset, data=data)
+
+    async def _verify_audit(self, specification: RunSpec, folder: RunFolder) -> None:
+        if specification.audit is None:
+            return
+        run = find_run(self._store, specification.audit.run)
+        audited = self._scheduler.run_folder(run.run_id)
+        await asyncio.to_thread(verify_audit, specification, folder, run, audited)
 
     def _parse(self, head: control_pb2.SubmitRunHead) -> RunSpec:
         limits = self._config.limits

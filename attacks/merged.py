@@ -1,0 +1,355 @@
+"""What the owners' histograms say together: one audit of records that nobody pooled.
+
+Trusts: each owner's word on their histogram, which nobody can check from outside: an owner who
+reports others hides a leak, or invents one. The noise is public, and every interval includes it.
+
+Promises, in order:
+
+1. Histograms are added up before anything is derived from them.
+2. Evidence is held to one level over all tests of the audit, fixed by its probes before anything
+   was seen (Bonferroni). An area is evidence where its interval at that level lies above one half,
+   a TPR where its interval lies above that of the FPR.
+3. Finding nothing is said with its power: the least that would have been evidence, noise included.
+4. A probe of which noise hides that there are records at all is listed as not scored.
+
+Loads no torch: a server's worker runs this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tacit.attacks.binned import BinnedRoc, roc_of_histograms
+from tacit.attacks.findings import (
+    AucFinding,
+    AuditedFinding,
+    AuditResult,
+    Correction,
+    Estimate,
+    Outcome,
+    PointFinding,
+    PrecisionFinding,
+    ProbeFinding,
+    Skipped,
+    Threshold,
+)
+from tacit.attacks.histograms import ScoreHistogram
+from tacit.attacks.merged_null import null_test
+from tacit.attacks.plans import PRIORS, AuditPlan
+from tacit.attacks.score_bins import SCALES
+from tacit.attacks.significance import LEVEL
+from tacit.attacks.wording import (
+    LIMITS,
+    evidence_line,
+    inconclusive_line,
+    overall_line,
+    power_line,
+)
+from tacit.core.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tacit.attacks.points import Interval
+    from tacit.core.audit_spec import AuditSpec
+
+FPRS = (0.1, 0.05, 0.01)
+PERMUTATIONS = 200
+
+_HALVINGS = 30
+_MERGED_LIMITS = (
+    "Only probes without reference models are merged; each owner's own report has stronger ones.",
+    "Each owner's node says what its records show; nobody can check that from outside.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedAudit:
+    """What is merged, and under which terms.
+
+    Attributes:
+        audit: as the owners approved it.
+        classes: of the model.
+        owners: how many owners' histograms were added up.
+    """
+
+    audit: AuditSpec
+    classes: int
+    owners: int
+
+    @property
+    def plan(self) -> AuditPlan:
+        """Return what was to be run, as every report has it."""
+        return AuditPlan(
+            name="federated",
+            probes=self.audit.probes,
+            references=0,
+            references_if_large=0,
+            stand_ins=0,
+            permutations=PERMUTATIONS,
+            query_records=0,
+            queries=0,
+            fprs=FPRS,
+            priors=PRIORS,
+        )
+
+    @property
+    def correction(self) -> Correction:
+        """Return how the tests share the chance of being wrong: each AUC, each TPR."""
+        tests = len(self.audit.probes) * (1 + len(FPRS))
+        return Correction(
+            method="Bonferroni over every probe's AUC and every FPR asked for",
+            level=LEVEL,
+            tests=tests,
+            level_each=LEVEL / tests,
+        )
+
+
+def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram]) -> AuditResult:
+    """Return what the owners' histograms come to.
+
+    Args:
+        merged: the terms.
+        histograms: the sums over owners, by probe.
+    """
+    level = merged.correction.level_each
+    rocs, skipped = _curves(histograms)
+    found = [_finding(name, roc, merged, level) for name, roc in rocs.items()]
+    tested = null_test(
+        [roc.histogram for roc in rocs.values()],
+        is_evidence=lambda roc: is_evidence(roc, level=level),
+        permutations=PERMUTATIONS,
+        seed=merged.audit.seed,
+    )
+    reasons = tuple(
+        reason
+        for reason, holds in (
+            ("the null self-test failed: this report is void", tested and not tested.passed),
+            ("noise hides how many records there are", not found),
+        )
+        if holds
+    )
+    void = tested is not None and not tested.passed
+    if void:
+        found = [_voided(finding, reasons[0]) for finding in found]
+    strongest = _strongest(found)
+    line = overall_line(found, strongest)
+    outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
+    if reasons:
+        outcome = Outcome.INCONCLUSIVE
+        line = inconclusive_line(reasons, line if found else "nothing")
+    return AuditResult(
+        outcome=outcome,
+        line=line,
+        strongest=None if strongest is None else strongest.probe,
+        is_conclusive=not reasons,
+        reasons=reasons,
+        interrupted=False,
+        plan=merged.plan,
+        seed=merged.audit.seed,
+        audited=_audited(merged, histograms),
+        probes=tuple(found),
+        skipped=skipped,
+        self_test=tested,
+        references=None,
+        correction=merged.correction,
+        limits=(*LIMITS, *_MERGED_LIMITS),
+    )
+
+
+def is_evidence(roc: BinnedRoc, *, level: float) -> bool:
+    """Whether the area, or the TPR at any FPR asked for, is more than chance at this level."""
+    return _area_is_evidence(roc, level) or any(
+        _point_is_evidence(roc, fpr, level) for fpr in FPRS if _is_resolvable(roc, fpr)
+    )
+
+
+def _curves(
+    histograms: Mapping[str, ScoreHistogram],
+) -> tuple[dict[str, BinnedRoc], tuple[Skipped, ...]]:
+    rocs: dict[str, BinnedRoc] = {}
+    skipped = []
+    for name, histogram in histograms.items():
+        try:
+            rocs[name] = roc_of_histograms(histogram)
+        except DataError as error:
+            skipped.append(Skipped(probe=name, reason=f"{error.message} [{error.code}]"))
+    return rocs, tuple(skipped)
+
+
+def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, level: float) -> ProbeFinding:
+    auc = _auc_finding(roc, level)
+    points = tuple(_point(roc, fpr, level) for fpr in FPRS)
+    evident = auc.is_evidence or any(point.is_evidence for point in points)
+    members, others = round(roc.members), round(roc.non_members)
+    best = max(
+        (point for point in points if point.is_evidence),
+        key=lambda point: point.tpr.low / point.asked_fpr,
+        default=None,
+    )
+    line = (
+        evidence_line(auc, best)
+        if evident
+        else power_line(auc, points, members=members, others=others)
+    )
+    return ProbeFinding(
+        probe=name,
+        source=SCALES[name].source,
+        outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
+        line=line,
+        members=members,
+        non_members=others,
+        auc=auc,
+        balanced_accuracy=_balanced_accuracy(roc),
+        points=points,
+        curve=_curve(roc),
+        notes=(_note(roc, merged),),
+    )
+
+
+def _note(roc: BinnedRoc, merged: MergedAudit) -> str:
+    noise = roc.histogram.noise_sd
+    counts = f"noise of standard deviation {noise:.3g} on each count" if noise else "exact counts"
+    low, high = roc.auc_bounds
+    return (
+        f"run by the nodes of {merged.owners} owners, each on its owner's own records; merged as "
+        f"sums; {counts}; {merged.audit.bins} bins a side, within which the AUC of unbinned scores "
+        f"lies between {low:.3f} and {high:.3f}"
+    )
+
+
+def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
+    interval = roc.auc_interval()
+    return AucFinding(
+        area=_estimate(roc.auc, interval),
+        chance=_chance_of_area(roc),
+        is_evidence=_area_is_evidence(roc, level),
+        least_evident=_null_curve(roc).auc_interval(confidence=1.0 - 2.0 * level).high,
+    )
+
+
+def _area_is_evidence(roc: BinnedRoc, level: float) -> bool:
+    return roc.auc_interval(confidence=1.0 - 2.0 * level).low > 0.5  # one side of the interval
+
+
+def _chance_of_area(roc: BinnedRoc) -> float:
+    """Return the level at which the area would just be evidence, by halving; above a half: 1/2."""
+    low, high = 0.0, 0.5
+    if roc.auc <= 0.5:
+        return 0.5
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if _area_is_evidence(roc, middle) else (middle, high)
+    return high
+
+
+def _null_curve(roc: BinnedRoc) -> BinnedRoc:
+    """Return the curve of as many records whose scores tell nothing, under the same noise."""
+    shares = pooled_shares(roc.histogram)
+    flat = ScoreHistogram(
+        edges=roc.histogram.edges,
+        members=roc.members * shares,
+        non_members=roc.non_members * shares,
+        noise_sd=roc.histogram.noise_sd,
+    )
+    return BinnedRoc(histogram=flat)
+
+
+def pooled_shares(histogram: ScoreHistogram) -> np.ndarray:
+    """Return the share of all records in each bin, ``(bins,)``, none negative."""
+    counts = np.maximum(histogram.members + histogram.non_members, 0.0)
+    shares: np.ndarray = counts / max(counts.sum(), 1e-300)
+    return shares
+
+
+def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
+    point = roc.tpr_at(fpr)
+    for_precision = roc.tpr_at(fpr, confidence=0.975)
+    precisions = []
+    for prior in PRIORS:
+        each = for_precision.precision(prior)
+        value = None if each.value is None else _estimate(each.value, each.interval)
+        precisions.append(PrecisionFinding(prior=prior, precision=value))
+    resolvable = _is_resolvable(roc, fpr)
+    return PointFinding(
+        threshold=Threshold.OPTIMISTIC,
+        asked_fpr=fpr,
+        fpr=_estimate(fpr, point.fpr_interval),
+        tpr=_estimate(point.tpr, point.tpr_interval),
+        precisions=tuple(precisions),
+        is_resolvable=resolvable,
+        supports_gate=point.supports_gate,
+        is_evidence=resolvable and _point_is_evidence(roc, fpr, level),
+        least_evident_tpr=roc.least_tpr_above(fpr, confidence=1.0 - level) if resolvable else None,
+    )
+
+
+def _point_is_evidence(roc: BinnedRoc, fpr: float, level: float) -> bool:
+    """Whether the intervals of TPR and FPR are apart: each is wrong there half of the level."""
+    point = roc.tpr_at(fpr, confidence=1.0 - level)
+    return point.tpr_interval.low > point.fpr_interval.high
+
+
+def _is_resolvable(roc: BinnedRoc, fpr: float) -> bool:
+    return fpr * roc.non_members >= 1.0 - 1e-9
+
+
+def _balanced_accuracy(roc: BinnedRoc) -> float:
+    rates = _curve(roc)
+    return max((1.0 + tpr - fpr) / 2.0 for fpr, tpr in rates)
+
+
+def _curve(roc: BinnedRoc) -> tuple[tuple[float, float], ...]:
+    """Return (FPR, TPR) at every edge, highest first, both rising: noise alone would let them fall.
+
+    The last is (1, 1).
+    """
+    sides = (roc.histogram.non_members, roc.histogram.members)
+    rates = [
+        np.maximum.accumulate(np.clip(np.cumsum(side[::-1]) / side.sum(), 0.0, 1.0))
+        for side in sides
+    ]
+    pairs = [(0.0, 0.0), *zip(rates[0].tolist(), rates[1].tolist(), strict=True)]
+    return (*pairs[:-1], (1.0, 1.0))
+
+
+def _strongest(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
+    def strength(finding: ProbeFinding) -> tuple[float, float]:
+        best = finding.best
+        factor = 0.0 if best is None else best.tpr.low / best.asked_fpr
+        return factor, finding.auc.area.low
+
+    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
+    return max(evident, key=strength, default=None)
+
+
+def _voided(finding: ProbeFinding, reason: str) -> ProbeFinding:
+    line = f"{Outcome.INCONCLUSIVE.value}: {reason}"
+    return dataclasses.replace(finding, outcome=Outcome.INCONCLUSIVE, line=line)
+
+
+def _audited(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram]) -> AuditedFinding:
+    """Return whose records: as many as the histograms say, on average, noise included."""
+    sides = [
+        max(0, round(float(np.mean([getattr(each, side).sum() for each in histograms.values()]))))
+        for side in ("members", "non_members")
+    ]
+    return AuditedFinding(
+        form="model",
+        given_members=sides[0],
+        given_non_members=sides[1],
+        members=sides[0],
+        non_members=sides[1],
+        population=0,
+        classes=merged.classes,
+        member_accuracy=None,
+        non_member_accuracy=None,
+    )
+
+
+def _estimate(value: float, interval: Interval) -> Estimate:
+    return Estimate(value=value, low=interval.low, high=interval.high)

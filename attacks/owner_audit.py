@@ -1,0 +1,131 @@
+"""What one owner's node finds out about a model, from the owner's own records.
+
+Two things come of it, and they are kept apart. :func:`score_counts` is what may leave: in which
+public bin each record's score falls, of probes whose score depends on that record and the model
+alone. :func:`local_report` is for the owner, with everything that a plan has: reference models
+trained on these very records, the most exposed rows. It must not leave.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tacit.attacks.findings import to_json
+from tacit.attacks.histograms import positions
+from tacit.attacks.plans import PLANS
+from tacit.attacks.probe import Evidence
+from tacit.attacks.registry import MEMBERSHIP
+from tacit.attacks.report_form import as_report
+from tacit.attacks.runner import run_audit
+from tacit.attacks.score_bins import SCALES
+from tacit.attacks.subject import Records, subject_of_model, without_overlap
+from tacit.attacks.target import ModelTarget, Outputs
+from tacit.core.specification import audited_run, canonical_json, specification_sha256
+from tacit.learning.prepared import Examples
+from tacit.privacy.sums import one_hot
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tacit.attacks.target import Float64Array, Int64Array
+    from tacit.core.audit_spec import AuditSpec
+    from tacit.core.specification import RunSpec
+    from tacit.learning.prepared import PreparedSets
+
+
+def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Float64Array:
+    """Return each record's contribution: for each probe one 1, in the cell of its side and bin.
+
+    Training records come first, then those that were held out.
+
+    Args:
+        model: in evaluation mode, whose answer for one record does not depend on the others.
+        sets: the owner's two sides.
+        audit: which probes, and how many bins.
+
+    Returns:
+        float64, ``(n, probes * 2 * bins)``.
+    """
+    examples = Examples(
+        features=np.concatenate([sets.train.features, sets.validation.features]),
+        labels=np.concatenate([sets.train.labels, sets.validation.labels]),
+    )
+    is_member = np.arange(len(examples)) < len(sets.train)
+    target = ModelTarget(model=model)
+    evidence = Evidence(
+        outputs=Outputs(logits=target.logits(examples.features), labels=examples.labels),
+        examples=examples,
+        target=target,
+    )
+    nothing = np.random.default_rng(0)  # these probes draw nothing
+    blocks = []
+    for name in audit.probes:
+        scores = MEMBERSHIP[name].scores(evidence, rng=nothing)
+        cells = positions(SCALES[name].edges(audit.bins), scores, is_member)
+        blocks.append(one_hot(cells, bins=audit.length))
+    return np.concatenate(blocks, axis=1)
+
+
+def subjects_of(sets: PreparedSets) -> Int64Array | None:
+    """Return whose record each one is, training records first; None where each is a unit."""
+    train, validation = sets.train.subjects, sets.validation.subjects
+    if train is None or validation is None:
+        return None
+    # no subject is on both sides, and each side numbers its own from 0
+    return np.concatenate([train, validation + (train.max(initial=-1) + 1)])
+
+
+def local_report(model: nn.Module, sets: PreparedSets, spec: RunSpec) -> dict[str, Any]:
+    """Return the owner's own report: every probe of the plan, on the owner's own records.
+
+    Rows are counted from 1 among the training records, in the order of ``split.json``.
+
+    Args:
+        model: in evaluation mode.
+        sets: the owner's two sides.
+        spec: of the audit.
+
+    Raises:
+        DataError: there are too few records on a side (``E-AUDIT-TOO-FEW``).
+        ValueError: the specification is of no audit.
+    """
+    audit, recipe = spec.audit, audited_run(spec)
+    if audit is None:
+        raise ValueError("expected the specification of an audit")
+    sides = without_overlap(Records(examples=sets.train), Records(examples=sets.validation), None)
+    subject = subject_of_model(
+        model,
+        members=sides.members,
+        non_members=sides.non_members,
+        trained_too=sides.trained_too,
+        recipe=recipe,
+        owners=audit.owners,
+    )
+    result = run_audit(subject, PLANS[audit.plan], seed=audit.seed)
+    return as_report(
+        to_json(result),
+        scope={"records": "one owner's, at their node", "is_merged": False, "is_noised": False},
+        provenance={
+            "files": {
+                "model": audit.model_sha256,
+                "recipe": specification_sha256(canonical_json(recipe)).hex(),
+            },
+            "dropped_overlap": sides.dropped,
+            "versions": versions(),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what runs an audit here."""
+    return {
+        "tacit": importlib.metadata.version("tacit"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

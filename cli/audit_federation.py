@@ -1,0 +1,223 @@
+"""The work behind `tacit audit run RUN`: an audit of records that nobody here may see.
+
+It takes a finished run's recipe and model from the server, submits what is to be asked of its
+owners as a run of its own, and waits. Loads no torch: everything is computed where the records are,
+and from their sums at the server.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tacit.audit.plot import PLOT_NAME, save_roc
+from tacit.audit.report import parse_report, write_report
+from tacit.cli.audit_view import show_report
+from tacit.cli.output import EXIT_INTERRUPTED, emit
+from tacit.cli.run import connected, watch_run
+from tacit.core.audit_spec import SENT_PROBES, AuditSpec
+from tacit.core.configuration import from_plain
+from tacit.core.errors import UnavailableError, UsageError
+from tacit.core.files import make_private_folder
+from tacit.core.specification import RunSpec, audit_of, canonical_json
+
+if TYPE_CHECKING:
+    from tacit.protos.control_client import ControlClient
+    from tacit.protos.control_pb2 import ShowRunReply
+
+_MODEL, _REPORT = "model.safetensors", "report.json"
+_RUN = re.compile(r"r-[0-9a-f]{1,8}")
+_DEADLINES_S = {"quick": 3600.0, "standard": 6 * 3600.0, "full": 3 * 24 * 3600.0}
+_BINS_NOISED, _BINS_EXACT = 8, 32  # noise on each count: few bins; without, they cost nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedTerms:
+    """What is asked; the options of the verb.
+
+    Attributes:
+        run: the audited run's id, or a unique beginning of it.
+        plan: which probes the owners' nodes run for their owners.
+        probes: whose histograms are asked for; empty for all that can be.
+        epsilon, delta: what they may cost; epsilon 0 for exact counts, delta None for the run's.
+        bins: of a histogram; 0 for the default.
+        min_owners: so many answers are merged, or none.
+        seed: of all that is drawn, except noise.
+    """
+
+    run: str
+    plan: str
+    probes: tuple[str, ...]
+    epsilon: float
+    delta: float | None
+    bins: int
+    min_owners: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The server, and where a report goes.
+
+    Attributes:
+        profile, home: see :func:`tacit.cli.run.connected`.
+        out: the folder of the report; None for ``audits/RUN``.
+    """
+
+    profile: str | None = None
+    home: Path | None = None
+    out: Path | None = None
+
+
+def is_run(text: str) -> bool:
+    """Whether an argument names a run of the server, rather than a file that is here."""
+    return _RUN.fullmatch(text) is not None and not Path(text).exists()
+
+
+def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) -> None:
+    """Ask the owners of a run, wait for the merged report, and show it.
+
+    Raises:
+        UsageError: the run cannot be audited with these options.
+        AppError: the audit failed or was stopped.
+        TacitError: the server cannot be reached, or refuses.
+    """
+    with connected(where.profile, where.home) as client:
+        audit_id = _submitted(client, terms)
+        typer.echo(f"Asked in {audit_id}; owners who have to agree first see it there.", err=True)
+        if detach:
+            emit({"run_id": audit_id} if json else audit_id, json=json)
+            return
+        try:
+            watch_run(client, audit_id, stream=sys.stderr)
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\nThe audit goes on. To wait again: tacit run watch {audit_id}; "
+                f"its report: tacit audit show {audit_id}",
+                err=True,
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        report = _fetched(client, audit_id)
+    folder = where.out or Path("audits") / audit_id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
+    write_report(folder, report)
+    _plot(folder, report)
+    if json:
+        emit(report, json=True)
+        return
+    show_report(report)
+    typer.echo(f"Report: {folder.resolve()}")
+
+
+def report_of_run(run: str, where: Where) -> dict[str, Any]:
+    """Return the report of an audit, or of the latest finished audit of a run.
+
+    Raises:
+        UnavailableError: there is none (``E-AUDIT-NONE``).
+    """
+    with connected(where.profile, where.home) as client:
+        found = client.find_run(run)
+        if _audited_by(client.show(found.run_id)) is not None:
+            return _fetched(client, found.run_id)
+        for other in reversed(client.list_runs()):
+            if other.status != "finished":
+                continue
+            if _audited_by(client.show(other.run_id)) == found.run_id:
+                return _fetched(client, other.run_id)
+    raise UnavailableError(
+        "E-AUDIT-NONE",
+        f"expected a finished audit of {found.run_id}, got none",
+        hint=f"Make one: tacit audit run {found.run_id}",
+    )
+
+
+def _submitted(client: ControlClient, terms: FederatedTerms) -> str:
+    from tacit.core.artifacts import load_arrays, weights_sha256  # noqa: PLC0415 - numpy
+    from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
+
+    found = client.find_run(terms.run)
+    shown = client.show(found.run_id)
+    run = from_plain(json_module.loads(shown.specification), RunSpec)
+    with tempfile.TemporaryDirectory() as folder:
+        model = _pulled(client, found.run_id, _MODEL, Path(folder))
+        audit = AuditSpec(
+            run=found.run_id,
+            model_sha256=weights_sha256(load_arrays(model)),
+            rounds=run.participation.rounds,
+            owners=_owners(shown),
+            plan=terms.plan,
+            probes=terms.probes or SENT_PROBES,
+            bins=terms.bins or (_BINS_NOISED if terms.epsilon > 0 else _BINS_EXACT),
+            epsilon=terms.epsilon,
+            delta=_delta(terms, run),
+            seed=terms.seed,
+        )
+        spec = audit_of(
+            run, audit, min_clients=terms.min_owners, round_deadline_s=_DEADLINES_S[terms.plan]
+        )
+        problems = (*audit.problems(), *spec.problems())
+        if problems:
+            raise UsageError("E-AUDIT-TERMS", "; ".join(f"{key}: {text}" for key, text in problems))
+        canonical = canonical_json(spec)
+        return client.submit(Submission(canonical=canonical, source_toml=b"", initial=model))
+
+
+def _delta(terms: FederatedTerms, run: RunSpec) -> float | None:
+    if terms.epsilon == 0:
+        return None
+    delta = terms.delta if terms.delta is not None else run.privacy.delta
+    if delta is None:
+        raise UsageError(
+            "E-AUDIT-DELTA",
+            f"expected a delta: {terms.run} was trained without noise, and has none",
+            hint="Name that of the owners' data sets, --delta 1e-4, or ask for exact counts, "
+            "--epsilon 0, which owners rarely allow.",
+        )
+    return delta
+
+
+def _owners(shown: ShowRunReply) -> int:
+    """Return how many owners' updates the run's last round averaged."""
+    manifest = json_module.loads(shown.manifest_json) if shown.manifest_json else {}
+    rounds = manifest.get("rounds") or [{"cohort": [], "failed": {}}]
+    return max(1, len(rounds[-1]["cohort"]) - len(rounds[-1]["failed"]))
+
+
+def _audited_by(shown: ShowRunReply) -> str | None:
+    """Return which run an audit is of; None for a run that is none."""
+    audit = json_module.loads(shown.specification).get("audit")
+    return None if audit is None else str(audit["run"])
+
+
+def _fetched(client: ControlClient, audit_id: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return parse_report(_pulled(client, audit_id, _REPORT, Path(folder)).read_bytes())
+
+
+def _pulled(client: ControlClient, run_id: str, name: str, folder: Path) -> Path:
+    for file in client.list_files(run_id):
+        if file.path == name:
+            return client.pull(run_id, file, folder)
+    raise UnavailableError(
+        "E-FILE-UNKNOWN",
+        f"expected {name} of {run_id}, which has left none",
+        hint=f"`tacit run show {run_id}` tells where it stands.",
+    )
+
+
+def _plot(folder: Path, report: dict[str, Any]) -> None:
+    """Draw the curves; without matplotlib, which is an extra, say so and go on."""
+    if not report["probes"]:
+        return
+    try:
+        save_roc(folder / PLOT_NAME, report)
+    except UnavailableError as error:
+        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)

@@ -1,0 +1,108 @@
+"""What merged histograms tell: leaks through noise, nothing where nothing is, and the power."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tacit.attacks.binned import roc_of_histograms
+from tacit.attacks.findings import AuditResult, Outcome
+from tacit.attacks.histograms import ScoreHistogram, histogram_of, merge
+from tacit.attacks.merged import FPRS, MergedAudit, merged_result
+from tacit.core.audit_spec import AuditSpec
+
+AUDIT = AuditSpec(
+    run="r-00000001", model_sha256="0" * 64, rounds=1, owners=4, bins=16, epsilon=1.0, delta=1e-3
+)
+MERGED = MergedAudit(audit=AUDIT, classes=2, owners=4)
+EDGES = np.linspace(-3.0, 4.0, 15)
+
+
+def drawn(
+    shift: float, *, noise: float, seed: int, members: int = 800, others: int = 400
+) -> ScoreHistogram:
+    """Four owners' histograms of normal scores, members' higher by ``shift``, added up."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for _ in range(4):
+        scores = np.concatenate([rng.normal(shift, 1, members // 4), rng.normal(0, 1, others // 4)])
+        is_member = np.arange(len(scores)) < members // 4
+        part = histogram_of(EDGES, scores, is_member)
+        parts.append(
+            ScoreHistogram(
+                edges=EDGES,
+                members=part.members + noise * rng.standard_normal(16),
+                non_members=part.non_members + noise * rng.standard_normal(16),
+                noise_sd=noise,
+            )
+        )
+    return merge(parts)
+
+
+def result(shift: float, *, noise: float, seed: int = 0) -> AuditResult:
+    histograms = {
+        probe: drawn(shift, noise=noise, seed=seed + place)
+        for place, probe in enumerate(AUDIT.probes)
+    }
+    return merged_result(MERGED, histograms)
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_a_leak_is_found_through_the_noise(noise: float) -> None:
+    """With its TPR at a low FPR, its interval, and a self-test that held."""
+    found = result(2.0, noise=noise)
+    assert found.outcome is Outcome.EVIDENCE
+    assert found.self_test is not None
+    assert found.self_test.passed
+    best = next(probe for probe in found.probes if probe.probe == found.strongest).best
+    assert best is not None
+    assert best.tpr.low > best.fpr.high
+
+
+@pytest.mark.parametrize("noise", [0.0, 5.0])
+def test_nothing_is_found_where_there_is_nothing(noise: float) -> None:
+    """At most two of forty audits say otherwise, where one in twenty would be allowed."""
+    outcomes = [result(0.0, noise=noise, seed=10 * n).outcome for n in range(40)]
+    assert outcomes.count(Outcome.EVIDENCE) <= 2
+
+
+def test_the_power_is_what_would_have_been_evidence() -> None:
+    """More noise needs more: a larger area, and a larger TPR at every FPR."""
+    least = []
+    for noise in (0.0, 2.0, 5.0):
+        probe = result(0.0, noise=noise).probes[0]
+        points = [point.least_evident_tpr for point in probe.points]
+        assert None not in points
+        least.append([probe.auc.least_evident, *(p for p in points if p is not None)])
+    assert (np.diff(least, axis=0) > 0).all()
+    assert all(tpr > fpr for row in least for tpr, fpr in zip(row[1:], FPRS, strict=True))
+
+
+def test_a_tpr_just_above_the_power_would_be_evidence() -> None:
+    """The power is that of the very decision: the interval there, and no other."""
+    curve = roc_of_histograms(drawn(0.0, noise=3.0, seed=3))
+    least = curve.least_tpr_above(0.1, confidence=0.99)
+    assert least is not None
+    point = curve.tpr_at(0.1, confidence=0.99)
+    assert (point.tpr_interval.low > point.fpr_interval.high) == (point.tpr >= least)
+    assert 0.1 < least < 1.0
+
+
+def test_noise_that_hides_the_records_is_said() -> None:
+    """No curve is drawn from noise: the audit is inconclusive, and names the probes it lacks."""
+    found = result(2.0, noise=500.0)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert {skipped.probe for skipped in found.skipped} == set(AUDIT.probes)
+    assert found.reasons == ("noise hides how many records there are",)
+
+
+def test_no_torch_is_loaded() -> None:
+    """A server's worker merges, and holds no data to need it for."""
+    code = (
+        "import sys, tacit.attacks.merged, tacit.attacks.score_bins, tacit.attacks.report_form;"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
