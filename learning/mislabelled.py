@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tacit.core.data_contract import ColumnKind, DataKind
-from tacit.learning.contract import input_shape
+from tacit.learning.features import input_shape
 from tacit.learning.prepared import Examples
 from tacit.privacy.noise import UniformStream
 
