@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.core.errors import RefusedError, TrustError
+from tacit.core.canary_spec import MAX_CANARIES, CanarySpec
+from tacit.core.errors import RefusedError, TrustError, UnavailableError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 SALT_BYTES = 32
 SEED_BYTES = 32
-MAX_CANARIES = 100_000
 RELEASED_SHARE = 0.01  # of the declared records, at most, where the model is released
 _PREFIX = b"tacit canaries 1|"
 
@@ -154,6 +154,56 @@ class Opening:
         bits = len(self.included).to_bytes(8, "big") + np.packbits(self.included).tobytes()
         design = json.dumps(asdict(self.design), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(_PREFIX + self.salt + bits + design.encode()).hexdigest()
+
+
+def owner_design(canaries: CanarySpec, node_id: int) -> CanaryDesign:
+    """Return one owner's design: directions and rows of their own, so that bits stay apart.
+
+    Two owners with the same rows would each put the other's bits into the model that both are
+    scored on.
+
+    Args:
+        canaries: of the run.
+        node_id: the owner's node, by the number that server and node call it.
+    """
+    seed = hashlib.sha256(_PREFIX + f"seed {canaries.seed} of node {node_id}".encode())
+    return CanaryDesign(
+        directions=canaries.directions,
+        mislabelled=canaries.mislabelled,
+        seed_hex=seed.hexdigest(),
+        direction_guesses=canaries.direction_guesses,
+        mislabelled_guesses=canaries.mislabelled_guesses,
+    )
+
+
+def encode_opening(opening: Opening) -> bytes:
+    """Return an opening as JSON, for the owner's own folder: it holds the secret."""
+    values = {
+        "design": asdict(opening.design),
+        "salt": opening.salt.hex(),
+        "included": np.packbits(opening.included).tobytes().hex(),
+    }
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def parse_opening(text: bytes) -> Opening:
+    """Read what :func:`encode_opening` wrote.
+
+    Raises:
+        UnavailableError: it is damaged (``E-CANARY-OPENING``).
+    """
+    try:
+        values = json.loads(text)
+        design = CanaryDesign(**values["design"])
+        packed = np.frombuffer(bytes.fromhex(values["included"]), dtype=np.uint8)
+        included = np.unpackbits(packed, count=design.canaries).astype(np.bool_)
+        return Opening(design=design, salt=bytes.fromhex(values["salt"]), included=included)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(
+            "E-CANARY-OPENING",
+            "expected the canaries' bits of a run, the file is damaged",
+            hint="Without them the run cannot be opened: stop it, and submit another twin.",
+        ) from error
 
 
 def draw_opening(design: CanaryDesign) -> Opening:

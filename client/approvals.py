@@ -16,6 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tacit.client.canaries import verify_canaries
 from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
@@ -114,6 +115,10 @@ def _audit_is_allowed(offer: Offer, config: ClientConfig) -> None:
         verify_audit(offer.specification, config.policy)
         if offer.unauditable is not None:
             raise offer.unauditable
+
+
+def _canaries_are_allowed(offer: Offer, config: ClientConfig) -> None:
+    verify_canaries(offer.specification, config)
 
 
 def _data_set_exists(offer: Offer, config: ClientConfig) -> None:
@@ -404,6 +409,7 @@ def _code_is_readable(offer: Offer, config: ClientConfig) -> None:
 
 RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _audit_is_allowed,
+    _canaries_are_allowed,
     _mode_is_accepted,
     _mechanism_is_built,
     _data_set_exists,

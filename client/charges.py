@@ -186,7 +186,9 @@ class Charges:
             return None
         charge = self._charge_of(release, data_set)
         if charge is None:
-            return self._exposed(release, data_set)
+            # An opening of canaries shows nothing of a record that was not charged before.
+            opened = specification.canaries and release.instruction.message_type == "query"
+            return None if opened else self._exposed(release, data_set)
         self._ledger.open_data_set(self._terms(specification, data_set))
         self._ledger.reserve(charge)
         return fleet_pb2.Claim(
@@ -196,6 +198,7 @@ class Charges:
             epsilon=self._spent(charge),
             delta=charge.delta,
             ledger=self.head(),
+            canary_commitment=release.canary_commitment,
         )
 
     def abort(self, keys: Iterable[ChargeKey], reason: str) -> None:

@@ -163,12 +163,14 @@ class AuditPolicy:
         epsilon_for_results: most that the noised histograms of one audit may cost each record, or
             each subject where the subject column is declared; it counts towards the budget.
         allow_exact: whether counts may leave without noise, of a model that was trained without.
+        allow_canaries: whether runs may put made-up units beside the records, to test the claim.
     """
 
     allow: bool = False
     min_members: int = 2
     epsilon_for_results: float = 1.0
     allow_exact: bool = False
+    allow_canaries: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.min_members < 1:
@@ -323,4 +325,5 @@ approve = "ask"            # a person: `tacit client approve RUN`; or "rule"
 # min_members = 2          # fewest owners whose answers an audit must merge
 # epsilon_for_results = 1  # most that one audit's noised histograms may cost; within the budget
 # allow_exact = false      # counts without noise, of a model that was trained without
+# allow_canaries = false   # made-up units in a run, to test what it claims: docs/canaries.md
 """

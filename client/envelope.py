@@ -78,6 +78,7 @@ class Release:
         manifest: what the reply says that it contains.
         payload_bytes: size of the daemon's copy.
         payload_sha256: digest of the daemon's copy.
+        canary_commitment: what the node has committed to for its canaries; empty without any.
     """
 
     specification: RunSpec
@@ -92,6 +93,7 @@ class Release:
     manifest: records_pb2.Manifest
     payload_bytes: int
     payload_sha256: bytes
+    canary_commitment: bytes = b""
 
 
 def reply_schema(
@@ -174,6 +176,8 @@ def _app_unchanged(release: Release) -> None:
 
 def _asked(release: Release) -> None:
     _declared(release.specification, release.instruction.message_type)
+    if release.specification.canaries is not None and not release.policy.audit.allow_canaries:
+        raise RefusedError("E-POLICY-CANARIES", "the owner's policy allows canaries no longer")
     if release.instruction.message_type.partition(".")[0] == "evaluate":
         if release.specification.app is None and release.specification.evaluation.every == 0:
             raise RefusedError("E-REPLY-UNDECLARED", "the run declares no evaluation")
@@ -191,6 +195,8 @@ def _mechanism(release: Release) -> None:
     if specification.privacy.mode is PrivacyMode.NONE:
         return
     message_type = release.instruction.message_type
+    if message_type == "query" and specification.canaries is not None:
+        return  # bits, salt and functions of what has left: learning/planted.py
     if message_type not in ("train", "evaluate"):
         raise RefusedError(
             "E-REPLY-UNDECLARED", "only train and evaluate have an account in this mode"

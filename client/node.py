@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.approvals import WEIGHT, Judgement, Verdict, fingerprint_apps
 from tacit.client.audits import keep_report
+from tacit.client.canaries import CANARIES_NAME, verify_may_ask
 from tacit.client.charges import Charges
 from tacit.client.envelope import Release, reply_schema, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
@@ -210,6 +211,7 @@ class Node:
         run = self._runs.known(head.run_id)
         release = self._release(head, run)
         verify_permitted(release)
+        verify_may_ask(release.specification, self.store, head.run_id, head.message_type)
         self.charges.verify_room(release)
         call = pipe_pb2.WorkerCall(instruction=head)
         noising = None
@@ -310,6 +312,7 @@ class Node:
             manifest=records_pb2.Manifest(),
             payload_bytes=0,
             payload_sha256=b"",
+            canary_commitment=self._runs.commitment(specification, head.run_id),
         )
 
     def mark_received(self, message_id: str) -> None:
@@ -346,7 +349,8 @@ class Node:
         self._around.runner.end(run_id)
         with self._run_lock(run_id):
             self._replies.forget_run(run_id, status, reason)
-            (self._runs.run_folder(run_id) / PREPARED_NAME).unlink(missing_ok=True)
+            for name in (PREPARED_NAME, CANARIES_NAME):
+                (self._runs.run_folder(run_id) / name).unlink(missing_ok=True)
             shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
         return True
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tacit.attacks.inclusion import Opening, encode_opening, parse_opening
 from tacit.client.configuration import DataFormat, DataSet
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, DataError, UnavailableError
@@ -39,12 +40,14 @@ class PrepareJob:
         data_set: where the records are.
         folder: where ``prepared.safetensors``, ``split.json`` and ``preparation.json`` go.
         split_key: the owner's key, under which row hashes and hashed columns are made.
+        opening: which canaries go in; None for a run without any.
     """
 
     specification: bytes
     data_set: DataSet
     folder: Path
     split_key: bytes
+    opening: Opening | None = None
 
     def encode(self) -> bytes:
         """Return the job as JSON."""
@@ -53,6 +56,7 @@ class PrepareJob:
             "folder": str(self.folder),
             "split_key": self.split_key.hex(),
             "data_set": plain(self.data_set),
+            "opening": None if self.opening is None else encode_opening(self.opening).decode(),
         }
         return json.dumps(values).encode()
 
@@ -65,6 +69,7 @@ class PrepareJob:
             folder=Path(values["folder"]),
             split_key=bytes.fromhex(values["split_key"]),
             data_set=from_plain(values["data_set"], DataSet),
+            opening=values["opening"] and parse_opening(values["opening"].encode()),
         )
 
 

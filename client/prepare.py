@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tacit.client.isolation import Confinement, isolate
@@ -19,9 +20,11 @@ from tacit.core.errors import DataError, TacitError
 from tacit.core.specification import DataSpec, PrivacyUnit, RunSpec, TrainingSpec
 
 if TYPE_CHECKING:
+    from tacit.attacks.inclusion import Opening
     from tacit.client.configuration import DataSet
     from tacit.learning.cleaning import CleanRaw
     from tacit.learning.loaders import Raw, Source
+    from tacit.learning.prepared import PreparedSets
 
 _MEMORY_BYTES = 64 << 30
 _FILE_BYTES = 64 << 30
@@ -71,6 +74,8 @@ def prepare_data(job: PrepareJob) -> None:
         records=data_set.records,
         subjects=clean.subjects if by_subject else None,
     )
+    if job.opening is not None:
+        sets = _with_canaries(sets, specification, job.opening, records=len(prepared.labels))
     Report(
         cleaning=clean.notes, warnings=() if by_subject else _warnings(clean, data_set.subject)
     ).save(job.folder)
@@ -82,6 +87,36 @@ def prepare_data(job: PrepareJob) -> None:
         cleaning_sha256=data_set.clean.digest(),
     )
     save_prepared(job.folder / PREPARED_NAME, sets)
+
+
+def _with_canaries(
+    sets: PreparedSets, specification: RunSpec, opening: Opening, *, records: int
+) -> PreparedSets:
+    """Return the two sides with the canaries that are in, which are trained on and never held out.
+
+    Raises:
+        RefusedError: the declared bound on records has no room for them.
+    """
+    from tacit.learning.mislabelled import (  # noqa: PLC0415 - see prepare_data
+        mislabelled_from_ranges,
+        planted,
+    )
+    from tacit.learning.prepared import HeldCanaries  # noqa: PLC0415 - see prepare_data
+
+    design = opening.design
+    released = specification.canaries is None or not specification.canaries.twin
+    design.verify_room(records=records, declared=sets.records, released=released)
+    train = sets.train
+    if design.mislabelled and specification.data is not None:
+        rows = mislabelled_from_ranges(specification.data, design.mislabelled, seed=design.seed)
+        train = planted(train, rows, opening.mislabelled)
+    held = HeldCanaries(
+        seed=design.seed,
+        salt=opening.salt,
+        included=opening.included,
+        directions=design.directions,
+    )
+    return replace(sets, train=train, canaries=held)
 
 
 def survey_data(job: PrepareJob) -> dict[str, object]:

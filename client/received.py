@@ -1,7 +1,8 @@
 """``received.safetensors``: the model that a node received last in a run, for its owner's eyes.
 
-Only of a run's last round, and only of a built-in run: an evaluation carries the model that the
-round made, a training the one before it. The round's number is the server's word.
+Only of a run's last round, and only of a built-in run that keeps its model: an evaluation carries
+the model that the round made, a training the one before it. The round's number is the server's
+word.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def is_last_model(specification: RunSpec, head: InstructionHead) -> bool:
     """Return whether an instruction brings a built-in run's model of its last round."""
     return (
         specification.app is None
+        and not specification.discards_model
         and head.message_type in ("train", "evaluate")
         and head.group_id == str(specification.participation.rounds)
     )

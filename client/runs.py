@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
 from tacit.client.audits import REPORT_FOLDER, verify_same_split, why_unauditable
+from tacit.client.canaries import drawn_opening, held_opening
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
 from tacit.client.placement import verify_readable
@@ -229,12 +230,14 @@ class Runs:
         if specification.data is None or (folder / PREPARED_NAME).exists():
             return
         make_private_folder(folder)
+        opening = drawn_opening(folder, specification, self._node_id)
         self._around.prepare(
             PrepareJob(
                 specification=run.specification,
                 data_set=self._config.data_sets[specification.data_set],
                 folder=folder,
                 split_key=self._around.split_key,
+                opening=opening,
             )
         )
         if specification.audit is not None:
@@ -246,6 +249,13 @@ class Runs:
                 raise
         for warning in Report.load(folder).warnings:
             logger.warning(warning, extra={"fields": {"run": run.run_id}})
+
+    def commitment(self, specification: RunSpec, run_id: str) -> bytes:
+        """Return the salted hash of a run's canaries' bits; empty without canaries."""
+        if specification.canaries is None:
+            return b""
+        opening = held_opening(self.run_folder(run_id))
+        return b"" if opening is None else bytes.fromhex(opening.commitment())
 
     def setup(self, run: RunRecord, specification: RunSpec) -> AppSetup:
         """Return all that a worker of this run needs."""

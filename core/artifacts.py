@@ -301,6 +301,11 @@ class RunFolder:
         matches = (_ROUND_FILE.fullmatch(entry.name) for entry in self.rounds.iterdir())
         return sorted(int(match.group(1)) for match in matches if match)
 
+    def forget_weights(self) -> None:
+        """Remove all weights that were trained, as at the end of a twin."""
+        for path in (self.model, *map(self.round, self.round_numbers())):
+            path.unlink(missing_ok=True)
+
     @property
     def model(self) -> Path:
         """The final weights."""
@@ -310,6 +315,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """Specification hash, members, and per round the cohort and its metrics."""
         return self.path / "manifest.json"
+
+    @property
+    def canaries(self) -> Path:
+        """What canaries said of the run's claim."""
+        return self.path / "canaries.json"
 
     @property
     def report(self) -> Path:

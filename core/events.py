@@ -33,7 +33,9 @@ class EventKind(enum.Enum):
     ``node_joined``: member, node_id: an approved node is connected again.
     ``node_left``: member, node_id, code: its connection is lost, or it is out for good (the code
     says why; empty otherwise). ``node_refused``: member, node_id, code.
-    ``node_decided``: member, node_id, verdict, code. ``replayed``: round, messages.
+    ``node_decided``: member, node_id, verdict, code.
+    ``canaries_committed``: round, member, commitment. ``canaries_opened``: members, failed,
+    verdict, line. ``replayed``: round, messages.
     """
 
     RUN_QUEUED = "run_queued"
@@ -52,6 +54,8 @@ class EventKind(enum.Enum):
     NODE_LEFT = "node_left"
     NODE_REFUSED = "node_refused"
     NODE_DECIDED = "node_decided"
+    CANARIES_COMMITTED = "canaries_committed"
+    CANARIES_OPENED = "canaries_opened"
     REPLAYED = "replayed"
 
     @property

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tacit.core.audit_spec import AuditSpec
+from tacit.core.canary_spec import CanarySpec
 from tacit.core.data_contract import ColumnKind, ColumnSpec, DataKind, DataSpec
 from tacit.core.privacy_spec import (
     PrivacyMode,
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_ROUND_DEADLINE_S",
     "AppSpec",
     "AuditSpec",
+    "CanarySpec",
     "ColumnKind",
     "ColumnSpec",
     "DataKind",
@@ -323,6 +325,8 @@ class RunSpec:
             built-in runs derive it.
         audit: what is asked of a finished run's owners; then nothing is trained, and everything
             else here describes that run. ``tacit audit run RUN`` makes it.
+        canaries: what each owner puts into the run to test its claim; ``tacit audit canaries RUN``
+            makes such a twin of a run.
     """
 
     name: str
@@ -339,6 +343,7 @@ class RunSpec:
     initial: str = ""
     results: Mapping[str, ReplySpec] = field(default_factory=dict)
     audit: AuditSpec | None = None
+    canaries: CanarySpec | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not (self.name.isprintable() and 1 <= len(self.name) <= MAX_NAME_CHARACTERS):
@@ -350,6 +355,13 @@ class RunSpec:
             yield from self._problems_of_noised_metrics()
         if self.audit is not None:
             yield from self._problems_of_audit()
+        if self.canaries is not None:
+            yield from self._problems_of_canaries(self.canaries)
+
+    @property
+    def discards_model(self) -> bool:
+        """Whether the run is a twin: it ends with a report, and keeps no weights."""
+        return self.canaries is not None and self.canaries.twin
 
     @property
     def evaluations(self) -> int:
@@ -387,6 +399,14 @@ class RunSpec:
             yield "evaluation.every", "an audit evaluates nothing: expected 0"
         if self.training is not None and self.training.validation_fraction == 0:
             yield "audit", "the run held no records out, so there are no non-members to compare"
+
+    def _problems_of_canaries(self, canaries: CanarySpec) -> Iterator[tuple[str, str]]:
+        if self.app is not None or self.privacy.mode is not PrivacyMode.RECORD_LOCAL:
+            yield "canaries", 'expected the built-in app and privacy.mode = "record-local"'
+        if self.audit is not None:
+            yield "canaries", "an audit trains nothing that they could be in: remove one of both"
+        if canaries.mislabelled and self.model and self.model.kind is ModelKind.MODULE:
+            yield "canaries.mislabelled", "the server scores them, and has built-in models alone"
 
     def _problems_of_parts(self) -> Iterator[tuple[str, str]]:
         built_in = [key for key in ("data", "model", "training") if getattr(self, key) is not None]

@@ -5,6 +5,9 @@ What it is given: the specification (``run_config``), the path of the cleaned da
 (run, round, attempt), taken out of the state when it is read. What it trusts: nothing in the
 message but weights of the model's own shape, the round number and FedProx's weight.
 
+Of a run with canaries the data set holds the owner's bits; scores of released gradients stay in the
+state, and a ``query`` after the last round gives both (``learning/planted.py``).
+
 The noise of a call comes from the key and a digest of the received weights: should one key ever
 be used on two instructions, their noises would still be independent. No seed plays a part.
 """
@@ -20,8 +23,14 @@ from flwr.clientapp import ClientApp
 
 from tacit.core.errors import AppError, RefusedError
 from tacit.learning.evaluation import evaluate_model, noised_evaluation
+from tacit.learning.planted import (
+    directions_of_round,
+    keep_scores,
+    kept_scores,
+    opening_metrics,
+)
 from tacit.learning.task import Task, arrays_key, open_task, take_noise_key
-from tacit.learning.training import Recipe, train_model
+from tacit.learning.training import Recipe, train_model, train_with_canaries
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.noise import derive_key
 from tacit.protos.flower import array_record
@@ -47,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
         proximal_mu=_number(config, "proximal-mu", task.training.proximal_mu),
         batch_seed=_batch_seed(task.training, config, context.node_id),
     )
-    loss = train_model(task.model, task.sets.train, recipe, noise_key=key)
+    loss = _train(task, recipe, key, _round(config), context.state)
     metrics: dict[str, int | float] = {"num-examples": 1}
     if not task.plan.is_private:
         metrics = {"num-examples": len(task.sets.train), "loss": loss}
@@ -58,6 +67,31 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     return Message(content=content, reply_to=message)
+
+
+def _train(
+    task: Task, recipe: Recipe, key: bytes | None, round_number: int, state: RecordDict
+) -> float:
+    """Train, and keep in the state what the release says of the owner's canaries, if any."""
+    held, steps = task.sets.canaries, task.plan.local_steps
+    canaries = directions_of_round(held, round_number, local_steps=steps)
+    if canaries is None:
+        return train_model(task.model, task.sets.train, recipe, noise_key=key)
+    scores = train_with_canaries(
+        task.model, task.sets.train, recipe, noise_key=key, canaries=canaries
+    )
+    keep_scores(state, round_number, scores)
+    return math.nan
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Open the owner's canaries: bits, salt, and scores of released gradients; no record's part."""
+    held = open_task(message, context).sets.canaries
+    if held is None:
+        raise AppError("E-APP-MESSAGE", "expected a run with canaries, this one has none")
+    metrics = opening_metrics(held, kept_scores(context.state))
+    return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
 @app.evaluate()
@@ -119,7 +153,11 @@ def _number(config: ConfigRecord, key: str, default: float) -> float:
     return float(value)
 
 
+def _round(config: ConfigRecord) -> int:
+    return round(_number(config, "server-round", 0.0))
+
+
 def _batch_seed(training: TrainingSpec, config: ConfigRecord, node_id: int) -> int:
     """Return a seed that differs by round and owner, and is the same in a rerun."""
-    text = f"batches|{training.seed}|{_number(config, 'server-round', 0.0):.0f}|{node_id}"
+    text = f"batches|{training.seed}|{_round(config)}|{node_id}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

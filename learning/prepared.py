@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,15 +12,16 @@ from tacit.core.artifacts import load_arrays, load_metadata, save_arrays
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tacit.learning.contract import Float32Array, Int64Array, Prepared
+    from tacit.learning.contract import BoolArray, Float32Array, Int64Array, Prepared
     from tacit.learning.splits import Split
 
 _ARRAYS = ("train_features", "train_labels", "validation_features", "validation_labels")
 _SUBJECTS = ("train_subjects", "validation_subjects")
 _METADATA = "tacit"
+_CANARY_BITS = "canary_bits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,24 @@ class Examples:
         return len(self.labels)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class HeldCanaries:
+    """An owner's canaries of one run, as its worker gets them; secret until the run is over.
+
+    Attributes:
+        seed: 32 bytes that name the directions.
+        salt: 32 bytes, of the commitment.
+        included: bool ``(m,)``: directions first, then mislabelled records, of which those that
+            are in stand among the training records.
+        directions: how many of them are directions.
+    """
+
+    seed: bytes
+    salt: bytes
+    included: BoolArray
+    directions: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedSets:
     """One owner's two sides, and the public bound on how many records there are in all.
@@ -50,12 +69,14 @@ class PreparedSets:
         train, validation: the two sides.
         records: declared in client.toml; every mechanism is scaled by it, never by a length.
         feature_names: of a table; empty for images.
+        canaries: of a run that has some.
     """
 
     train: Examples
     validation: Examples
     records: int
     feature_names: tuple[str, ...] = ()
+    canaries: HeldCanaries | None = None
 
 
 def divide(
@@ -117,11 +138,22 @@ def save_prepared(path: Path, sets: PreparedSets) -> None:
         sets.validation.features,
         sets.validation.labels,
     )
-    metadata = {"records": sets.records, "feature_names": list(sets.feature_names)}
+    metadata: dict[str, object] = {
+        "records": sets.records,
+        "feature_names": list(sets.feature_names),
+    }
     arrays: dict[str, np.ndarray] = dict(zip(_ARRAYS, sides, strict=True))
     for name, side in zip(_SUBJECTS, (sets.train, sets.validation), strict=True):
         if side.subjects is not None:
             arrays[name] = side.subjects
+    held = sets.canaries
+    if held is not None:
+        arrays[_CANARY_BITS] = held.included.astype(np.uint8)
+        metadata["canaries"] = {
+            "seed": held.seed.hex(),
+            "salt": held.salt.hex(),
+            "directions": held.directions,
+        }
     save_arrays(path, arrays, metadata={_METADATA: json.dumps(metadata)})
 
 
@@ -144,6 +176,7 @@ def load_prepared(path: Path) -> PreparedSets:
         validation = _examples(validation_features, validation_labels, arrays.get(_SUBJECTS[1]))
         if (train.subjects is None) != (validation.subjects is None):
             raise ValueError("subjects on one side only")  # noqa: TRY301 - one way out
+        canaries = _held(metadata.get("canaries"), arrays.get(_CANARY_BITS))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             "E-PREPARED-MALFORMED", f"expected a prepared data set at {path}, got something else"
@@ -153,6 +186,18 @@ def load_prepared(path: Path) -> PreparedSets:
         validation=validation,
         records=records,
         feature_names=names,
+        canaries=canaries,
+    )
+
+
+def _held(told: Mapping[str, Any] | None, bits: np.ndarray | None) -> HeldCanaries | None:
+    if told is None or bits is None:
+        return None
+    return HeldCanaries(
+        seed=bytes.fromhex(told["seed"]),
+        salt=bytes.fromhex(told["salt"]),
+        included=bits.astype(np.bool_),
+        directions=int(told["directions"]),
     )
 
 

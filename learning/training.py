@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tacit.core.specification import TrainingSpec
     from tacit.learning.prepared import Examples
+    from tacit.privacy.dpsgd.canaries import Canaries, CanaryScores
+    from tacit.privacy.dpsgd.engine import Engine
     from tacit.privacy.plan import PrivacyPlan
 
 
@@ -64,29 +66,67 @@ def train_model(
     if not recipe.plan.trains_with_noise:
         loss = _train_plain(model, examples, recipe)
     elif noise_key is None:
-        raise RefusedError(
-            "E-NOISE-KEY-MISSING",
-            "expected a noise key from the node, got none: without noise nothing may be trained",
-        )
+        raise _without_key()
     else:
         _train_private(model, examples, recipe, noise_key)
         loss = math.nan
+    _verify_finite(model)
+    return loss
+
+
+def train_with_canaries(
+    model: nn.Module,
+    examples: Examples,
+    recipe: Recipe,
+    *,
+    noise_key: bytes | None,
+    canaries: Canaries,
+) -> CanaryScores:
+    """Train as :func:`train_model` does, with directions in; return what this release says of them.
+
+    Raises:
+        RefusedError: there is no noise key (``E-NOISE-KEY-MISSING``), or the plan adds no noise
+            (``E-MODE-NOT-BUILT``).
+        AppError: the weights are no longer finite (``E-TRAINING-DIVERGED``).
+    """
+    if noise_key is None:
+        raise _without_key()
+    engine = _train_private(model, examples, recipe, noise_key, canaries=canaries)
+    _verify_finite(model)
+    return engine.canary_scores()
+
+
+def _without_key() -> RefusedError:
+    return RefusedError(
+        "E-NOISE-KEY-MISSING",
+        "expected a noise key from the node, got none: without noise nothing may be trained",
+    )
+
+
+def _verify_finite(model: nn.Module) -> None:
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise AppError(
             "E-TRAINING-DIVERGED",
             "expected finite weights after training, got others",
             hint="lower training.learning_rate",
         )
-    return loss
 
 
-def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_key: bytes) -> None:
+def _train_private(
+    model: nn.Module,
+    examples: Examples,
+    recipe: Recipe,
+    noise_key: bytes,
+    *,
+    canaries: Canaries | None = None,
+) -> Engine:
     model.train()
     engine = make_engine(
         model,
         plan=recipe.plan,
         noise_key=noise_key,
         subjects=examples.subjects,
+        canaries=canaries,
     )
     for note in engine.notes:
         logger.info(note)
@@ -100,6 +140,7 @@ def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_k
             parameter.grad = gradient
         _add_proximal(engine.parameters, received, recipe.proximal_mu)
         optimizer.step()
+    return engine
 
 
 def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:

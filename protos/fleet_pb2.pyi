@@ -158,6 +158,7 @@ class Claim(_message.Message):
     EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CANARY_COMMITMENT_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """"record", "subject" or "client" """
     relation: _builtins.str
@@ -166,6 +167,8 @@ class Claim(_message.Message):
     epsilon: _builtins.float
     """of this run so far, on this side"""
     delta: _builtins.float
+    canary_commitment: _builtins.bytes
+    """SHA-256 of salt, bits and design; "" without canaries"""
     @_builtins.property
     def ledger(self) -> Global___LedgerHead:
         """after the charge"""
@@ -179,10 +182,11 @@ class Claim(_message.Message):
         epsilon: _builtins.float = ...,
         delta: _builtins.float = ...,
         ledger: Global___LedgerHead | None = ...,
+        canary_commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "ledger", b"ledger", "relation", b"relation", "side", b"side", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_commitment", b"canary_commitment", "delta", b"delta", "epsilon", b"epsilon", "ledger", b"ledger", "relation", b"relation", "side", b"side", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,10 +49,18 @@ def run_task(task: RunTask, port: GridPort) -> None:
     app = task.specification.app
     if task.specification.audit is not None:
         run_audit_task(task, grid, checkpoint)
+    elif task.specification.discards_model and task.folder.canaries.exists():
+        finish_twin(task)
     elif app is not None and app.server:
         run_server_app(task, grid, checkpoint)
     else:
         StrategyRun(task, grid, checkpoint).run()
+
+
+def finish_twin(task: RunTask) -> None:
+    """End a twin whose worker died after its report was written: remove the weights."""
+    task.folder.forget_weights()
+    RunManifest.take_up(task.folder, task.run_id, task.specification).finish({})
 
 
 def run_server_app(task: RunTask, grid: TacitGrid, checkpoint: Checkpoint) -> None:

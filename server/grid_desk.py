@@ -27,6 +27,8 @@ _WORKER_EVENTS = {
         EventKind.ROUND_STARTED,
         EventKind.ROUND_FINISHED,
         EventKind.EVALUATION_FINISHED,
+        EventKind.CANARIES_COMMITTED,
+        EventKind.CANARIES_OPENED,
     )
 }
 

@@ -66,10 +66,12 @@ class RunManifest:
         """Start a manifest, or take up the one of an interrupted run after its last checkpoint."""
         rounds: list[dict[str, Any]] = []
         claims: dict[str, Any] = {}
+        commitments: dict[str, str] = {}
         if finished_rounds and folder.manifest.exists():
             before = json.loads(folder.manifest.read_bytes())
             rounds = [entry for entry in before["rounds"] if entry["round"] <= finished_rounds]
             claims = before.get("claims", {})
+            commitments = before.get("commitments", {})
         canonical = canonical_json(run)
         content = {
             "format": FORMAT,
@@ -85,6 +87,8 @@ class RunManifest:
             "rounds": rounds,
             "claims": claims,
         }
+        if run.canaries is not None:
+            content["commitments"] = commitments
         manifest = cls(folder, content)
         manifest.write()
         return manifest
@@ -93,6 +97,31 @@ class RunManifest:
         """Return the name of a node's member; its id where the daemon has not told."""
         names: Mapping[str, str] = self._content.get("members", {})
         return names.get(node_id, node_id)
+
+    @property
+    def claims(self) -> Mapping[str, Mapping[str, Any]]:
+        """What owners' ledgers said last, by node and side."""
+        claims: dict[str, dict[str, Any]] = self._content["claims"]
+        return claims
+
+    @property
+    def commitments(self) -> Mapping[str, str]:
+        """What each owner has committed to for their canaries, by node: the first word stands."""
+        commitments: dict[str, str] = self._content.get("commitments", {})
+        return commitments
+
+    def note_commitments(self, claims: Mapping[str, Mapping[str, Any]]) -> Mapping[str, str]:
+        """Write down what owners have committed to who had not before; return those."""
+        told = {
+            node_id: str(sides["train"]["canaries"])
+            for node_id, sides in claims.items()
+            if "canaries" in sides.get("train", {})
+        }
+        fresh = {node: each for node, each in told.items() if node not in self.commitments}
+        if fresh:
+            self._content["commitments"] = {**self.commitments, **fresh}
+            self.write()
+        return fresh
 
     def add(
         self,

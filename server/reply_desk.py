@@ -40,6 +40,7 @@ class ReplyDesk:
         self._claimed = specification.privacy.mode is not PrivacyMode.NONE
         if specification.audit is not None:
             self._claimed = specification.audit.is_noised
+        self._opens = specification.canaries is not None
         self._spool = journal.spool
         self._schema = result_schema(specification)
 
@@ -99,7 +100,7 @@ class ReplyDesk:
                 schema=self._schema,
                 limits=self._journal.around.limits,
             )
-            self._verify_claim(node_id, head)
+            self._verify_claim(node_id, head, instruction.message_type)
         size, sha256 = head.manifest.payload_bytes, head.manifest.payload_sha256
         return self._spool.stage(entry.wire_id, size=size, sha256=sha256)
 
@@ -138,12 +139,15 @@ class ReplyDesk:
             raise _closed(head.message_id) from error
         verify_finite(head.manifest, payload[: staged.expected_bytes])
 
-    def _verify_claim(self, node_id: int, head: fleet_pb2.ReplyHead) -> None:
-        """Take no reply whose cost the owner's own ledger does not stand for."""
+    def _verify_claim(self, node_id: int, head: fleet_pb2.ReplyHead, message_type: str) -> None:
+        """Take no reply whose cost the owner's own ledger does not stand for.
+
+        The opening of canaries, the one query of such a run, costs nothing.
+        """
         if head.HasField("claim"):
             verify_claim(head.claim)
             self._journal.around.keep_head(node_id, head.claim.ledger)
-        elif self._claimed:
+        elif self._claimed and not (self._opens and message_type == "query"):
             raise ProtocolError("E-CLAIM-MISSING", "expected a reply with its charge, got none")
 
     def _accept_failure(self, entry: Entry, head: fleet_pb2.ReplyHead) -> fleet_pb2.Receipt:

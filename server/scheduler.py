@@ -405,6 +405,8 @@ class Scheduler:
             log.warning("members not named", extra={"fields": {"why": error.code}})
 
     def _end_manifest(self, run: ActiveRun, status: RunStatus, *, code: str, reason: str) -> None:
+        if run.specification.discards_model:
+            run.folder.forget_weights()
         try:
             manifest = RunManifest.take_up(run.folder, run.record.run_id, run.specification)
             manifest.end(status.value, code=code, reason=reason)

@@ -31,6 +31,7 @@ from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.errors import AppError
 from tacit.core.events import EventKind
 from tacit.protos.flower import array_record
+from tacit.server.canary_run import CanaryRun, note_commitments
 from tacit.server.checkpoint import (
     KEY_BYTES,
     Checkpoint,
@@ -113,10 +114,26 @@ class StrategyRun:
             if every and number % every == 0:
                 entry = replace(entry, evaluation=self._evaluate(number))
             self._commit(number, entry)
-        save_arrays(self._folder.model, self._weights)
+        if not self._run.discards_model:
+            save_arrays(self._folder.model, self._weights)
+        if self._run.canaries is not None:
+            self._open_canaries()
+        if self._run.discards_model:
+            self._folder.forget_weights()
         self._manifest.finish(self._grid.claims)
         self._forget_rounds()
-        self._save_checkpoint(replace(self._checkpoint, key=bytes(KEY_BYTES)))
+        last = replace(self._checkpoint, key=bytes(KEY_BYTES))
+        self._save_checkpoint(replace(last, arrays={}) if self._run.discards_model else last)
+
+    def _open_canaries(self) -> None:
+        number = self._run.participation.rounds
+        CanaryRun(
+            task=self._task,
+            grid=self._grid,
+            manifest=self._manifest,
+            weights=self._weights,
+            wait_for_nodes=lambda: self._wait_for_nodes(number),
+        ).open()
 
     def _train(self, number: int) -> RoundEntry:
         people = self._run.participation
@@ -132,6 +149,7 @@ class StrategyRun:
                 cohort = sorted(message.metadata.dst_node_id for message in messages)
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
                 replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
+            note_commitments(self._task, self._grid, self._manifest, round_number=number)
             answered = [reply for reply in replies if not reply.has_error()]
             failed = failures_of(replies)
             if len(answered) >= people.min_clients:

@@ -365,7 +365,11 @@ def _policy(specification: RunSpec) -> Policy:
         min_clients=1,
         approve=Approval.RULE,
         audit=AuditPolicy(
-            allow=True, min_members=1, epsilon_for_results=MAX_EPSILON, allow_exact=True
+            allow=True,
+            min_members=1,
+            epsilon_for_results=MAX_EPSILON,
+            allow_exact=True,
+            allow_canaries=True,
         ),
         apps={} if specification.app is None else {app_of(specification): AppRule()},
         allowed_factories=() if factory is None else (factory,),

@@ -50,6 +50,7 @@ _PULLED_FILES = (
     "events.jsonl",
     "report.html",
     "report.json",
+    "canaries.json",
 )
 
 

@@ -1,0 +1,94 @@
+"""Canaries through a federation of the real nodes and the real server code, in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tacit.client.configuration import DataSet, Policy
+from tacit.core.configuration import from_plain
+from tacit.core.events import EventKind
+from tacit.core.specification import CanarySpec, RunSpec
+from tacit.server.checkpoint import load_checkpoint
+from tacit.simulation.federation import simulate
+from tacit.simulation.owners import Owner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tacit.core.events import Event
+
+RECORDS, DECLARED = 60, 400
+RUN = {
+    "name": "small",
+    "data": {
+        "classes": ["a", "b"],
+        "columns": {f"x{i}": {"type": "number", "range": [0.0, 1.0]} for i in range(8)},
+        "label": "y",
+    },
+    "model": {"kind": "mlp", "hidden": [16]},
+    "training": {"learning_rate": 0.5, "local_steps": 4, "validation_fraction": 0.2},
+    "privacy": {"mode": "record-local", "clip": 0.5, "epsilon": 4.0, "delta": 1e-4},
+    "strategy": {"name": "FedAdam", "parameters": {"eta": 0.05}},  # with state of its own
+    "participation": {"rounds": 3, "min_clients": 2},
+}
+CANARIES = CanarySpec(directions=200, mislabelled=60)
+
+
+def run_with(canaries: CanarySpec | None) -> RunSpec:
+    return replace(from_plain(RUN, RunSpec), canaries=canaries)
+
+
+def owners_of(
+    folder: Path, *, declared: int = DECLARED, policy: Policy | None = None
+) -> list[Owner]:
+    made = []
+    for number, name in enumerate(("north", "south")):
+        rng = np.random.default_rng(number)
+        rows = rng.random((RECORDS, 8)).round(3)
+        path = folder / f"{name}.csv"
+        lines = [",".join(map(str, row)) + (",a" if row[0] < 0.5 else ",b") for row in rows]
+        header = ",".join(f"x{i}" for i in range(8)) + ",y"
+        path.write_text("\n".join([header, *lines]) + "\n")
+        made.append(Owner(name=name, data_set=DataSet(path=path, records=declared), policy=policy))
+    return made
+
+
+def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
+    """Two owners open what they committed to before round 1; each claim has figures and ceilings."""
+    seen: list[Event] = []
+    done = simulate(run_with(CANARIES), owners_of(tmp_path), tmp_path / "run", watch=seen.append)
+    report = json.loads(done.folder.canaries.read_bytes())
+    manifest = json.loads(done.folder.manifest.read_bytes())
+    committed = {
+        event.fields["member"]: event.fields["commitment"]
+        for event in seen
+        if event.kind is EventKind.CANARIES_COMMITTED and event.fields["round"] == 1
+    }
+    assert {owner["member"]: owner["commitment"] for owner in report["owners"]} == committed
+    assert sorted(manifest["commitments"].values()) == sorted(committed.values())
+    assert sorted(committed) == ["north", "south"]
+    for owner in report["owners"]:
+        assert owner["claim"]["epsilon"] == pytest.approx(4.0, rel=1e-3)
+        assert owner["steps"] == 12
+        assert [(kind["kind"], kind["canaries"]) for kind in owner["kinds"]] == [
+            ("directions", 200),
+            ("mislabelled", 60),
+        ]
+        for kind in owner["kinds"]:
+            assert all(bound["epsilon"] <= bound["ceiling"] for bound in kind["bounds"])
+        methods = [bound["method"] for bound in owner["kinds"][0]["bounds"]]
+        assert (methods[0], methods[-1]) == ("one-run", "fl-canaries")
+    assert report["verdict"] == "inconclusive"
+    assert "of at most" in report["line"]
+    kept = {path.name for path in done.folder.path.rglob("*.safetensors")}
+    assert kept == {"initial.safetensors", "000003.safetensors"}
+    assert load_checkpoint(done.folder.path / "checkpoints" / "000003.safetensors").arrays == {}
+    assert manifest["model_sha256"] is None
+    for owner in ("north", "south"):
+        folder = tmp_path / "run" / "owners" / owner / "runs"
+        assert [path.name for path in folder.rglob("canaries.json")] == []
