@@ -27,6 +27,7 @@ from tacit.attacks.canaries import (
 )
 from tacit.attacks.claim import Claim
 from tacit.attacks.inclusion import Opening, owner_design, verify_opening
+from tacit.attacks.report_form import CANARY_SCHEMA, CANARY_VERSION
 from tacit.core.errors import TrustError
 from tacit.core.privacy_spec import PrivacyUnit, Relation
 from tacit.core.results import (
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from tacit.core.artifacts import Arrays
     from tacit.core.canary_spec import CanarySpec
     from tacit.core.specification import RunSpec
-
-SCHEMA, VERSION = "tacit-canary-report", 1
 
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
 LIMITS = (
@@ -137,8 +136,8 @@ def canary_report(
         verdicts.append(Verdict.INCONCLUSIVE)
     verdict = min(verdicts, key=_WORST.index)
     return {
-        "schema": SCHEMA,
-        "version": VERSION,
+        "schema": CANARY_SCHEMA,
+        "version": CANARY_VERSION,
         "run": canaries.run,
         "twin": canaries.twin,
         "verdict": verdict.value,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA, VERSION = "tacit-audit-report", 1
+CANARY_SCHEMA, CANARY_VERSION = "tacit-canary-report", 1
 
 
 def as_report(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tacit.attacks.findings import AuditResult
 
 REPORT_NAME = "report.json"
+CANARIES_NAME = "canaries.json"
 
 _MAX_BYTES = 64 << 20
 _SHOWN_PROBLEMS = 10
@@ -88,7 +89,7 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read a report from its file, or from the folder that holds it.
+    """Read a report from its file, or from the folder that holds it; also a canary part by itself.
 
     Raises:
         UnavailableError: there is none, or it cannot be read (``E-FILE-UNREADABLE``).
@@ -96,6 +97,8 @@ def read_report(path: Path) -> dict[str, Any]:
             (``E-AUDIT-REPORT``).
     """
     file = path / REPORT_NAME if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / CANARIES_NAME).exists():
+        file = path / CANARIES_NAME  # of `tacit audit canaries`
     try:
         content = file.read_bytes()[: _MAX_BYTES + 1]
     except OSError as error:
@@ -104,6 +107,8 @@ def read_report(path: Path) -> dict[str, Any]:
             f"expected a report at {file}: {error.strerror or error}",
             hint="Name the folder that `tacit audit run --out` wrote, or the report.json in it.",
         ) from error
+    if file.name == CANARIES_NAME:
+        return parse_canaries(content)
     return parse_report(content, source=file.name)
 
 
@@ -134,6 +139,42 @@ def parse_report(content: bytes, *, source: str = REPORT_NAME) -> dict[str, Any]
             hint="The file was changed or cut; make it again.",
         )
     return report
+
+
+def canaries_bytes(canaries: Report) -> bytes:
+    """Return the bytes of the canary part of a report by itself, ``canaries.json``.
+
+    Raises:
+        ValueError: it does not fit the schema.
+    """
+    problems = list(schema_problems(canaries, _canaries_schema()))
+    if problems:
+        raise ValueError(f"expected canaries that fit their schema: {'; '.join(problems[:5])}")
+    return report_text(canaries)
+
+
+def parse_canaries(content: bytes) -> dict[str, Any]:
+    """Return the canary part of a report from its own file.
+
+    Raises:
+        DataError: it is something else (``E-AUDIT-REPORT``).
+    """
+    try:
+        canaries = json.loads(content) if len(content) <= _MAX_BYTES else None
+    except (ValueError, RecursionError):
+        canaries = None
+    problems = list(schema_problems(canaries, _canaries_schema()))
+    if not isinstance(canaries, dict) or problems:
+        raise DataError(
+            "E-AUDIT-REPORT",
+            f"expected what canaries said, by its schema, got {len(problems)} problems",
+            problems=tuple(problems[:_SHOWN_PROBLEMS]),
+        )
+    return canaries
+
+
+def _canaries_schema() -> Mapping[str, Any]:
+    return {"$ref": "#/$defs/canaries", "$defs": report_schema()["$defs"]}
 
 
 @cache

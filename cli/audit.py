@@ -14,8 +14,10 @@ from typing import Annotated
 import typer
 
 from tacit.attacks.plans import PLANS
+from tacit.attacks.report_form import CANARY_SCHEMA
 from tacit.audit.compare import compare_reports
 from tacit.audit.report import read_report
+from tacit.cli.audit_canaries import TwinTerms, audit_by_canaries
 from tacit.cli.audit_federation import (
     FederatedTerms,
     Where,
@@ -24,6 +26,7 @@ from tacit.cli.audit_federation import (
     report_of_run,
 )
 from tacit.cli.audit_view import show_comparison, show_probes, show_report
+from tacit.cli.canary_view import show_canaries
 from tacit.cli.output import EXIT_INTERRUPTED, emit, foreign_output_aside
 from tacit.core.errors import UsageError
 from tacit.core.logs import configure_logging
@@ -207,6 +210,39 @@ def run(
 
 
 @app.command()
+def canaries(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose claim is tested.")],
+    *,
+    directions: Annotated[
+        int, typer.Option("--directions", help="White-box canaries at each owner; 0: none.")
+    ] = 600,
+    mislabelled: Annotated[
+        int,
+        typer.Option("--mislabelled", help="Records with a wrong label at each owner; 0: none."),
+    ] = 300,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of directions and rows.")] = 0,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Submit the twin, and do not wait for its end.")
+    ] = False,
+    profile: ProfileName = None,
+    home: Home = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the report (default: audits/TWIN).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Test the epsilon of a run by a twin: the run once more, with canaries in, its model discarded.
+
+    Each owner who agrees puts in canaries by secret fair bits, commits to the bits before round 1,
+    and opens them at the end. It costs each owner a run of its own, and needs room: canaries count
+    towards the `records` that client.toml declares.
+    """
+    configure_logging("audit", level="WARNING")
+    terms = TwinTerms(run=run, directions=directions, mislabelled=mislabelled, seed=seed)
+    audit_by_canaries(terms, Where(profile=profile, home=home, out=out), detach=detach, json=json)
+
+
+@app.command()
 def show(
     report: Annotated[
         str,
@@ -219,7 +255,8 @@ def show(
 ) -> None:
     """Show a report: the strongest finding, its power, what was skipped, then every probe.
 
-    Of a RUN, that of its latest finished audit, with what left each owner for it.
+    Of a RUN, that of its latest finished audit, with what left each owner for it, and what canaries
+    said of its claim.
     """
     if is_run(report):
         value = report_of_run(report, Where(profile=profile, home=home))
@@ -227,6 +264,8 @@ def show(
         value = read_report(Path(report))
     if json:
         emit(value, json=True)
+    elif value["schema"] == CANARY_SCHEMA:
+        show_canaries(value)
     else:
         show_report(value)
 

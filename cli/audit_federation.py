@@ -20,6 +20,7 @@ import typer
 from tacit.audit.plot import PLOT_NAME, save_roc
 from tacit.audit.report import parse_report, write_report
 from tacit.cli.audit_view import show_report
+from tacit.cli.canary_files import canaries_of
 from tacit.cli.output import EXIT_INTERRUPTED, emit
 from tacit.cli.run import connected, watch_run
 from tacit.core.audit_spec import SENT_PROBES, AuditSpec
@@ -120,6 +121,8 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
 def report_of_run(run: str, where: Where) -> dict[str, Any]:
     """Return the report of an audit, or of the latest finished audit of a run.
 
+    Where canaries alone were asked, their part alone.
+
     Raises:
         UnavailableError: there is none (``E-AUDIT-NONE``).
     """
@@ -132,6 +135,9 @@ def report_of_run(run: str, where: Where) -> dict[str, Any]:
                 continue
             if _audited_by(client.show(other.run_id)) == found.run_id:
                 return _fetched(client, other.run_id)
+        canaries = canaries_of(client, found.run_id)
+        if canaries is not None:
+            return canaries
     raise UnavailableError(
         "E-AUDIT-NONE",
         f"expected a finished audit of {found.run_id}, got none",
@@ -199,7 +205,9 @@ def _audited_by(shown: ShowRunReply) -> str | None:
 
 def _fetched(client: ControlClient, audit_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        return parse_report(_pulled(client, audit_id, _REPORT, Path(folder)).read_bytes())
+        report = parse_report(_pulled(client, audit_id, _REPORT, Path(folder)).read_bytes())
+    canaries = canaries_of(client, report["federation"]["run"])
+    return report if canaries is None else {**report, "canaries": canaries}
 
 
 def _pulled(client: ControlClient, run_id: str, name: str, folder: Path) -> Path:

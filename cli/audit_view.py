@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tacit.cli.canary_view import show_canaries
 from tacit.cli.output import visible
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def show_report(report: Json) -> None:
         console.print(line)
     if "federation" in report:
         _show_federation(console, report["federation"])
+    if "canaries" in report:
+        show_canaries(report["canaries"])
 
 
 def _accuracies(audited: Json) -> str:

@@ -1,6 +1,7 @@
-"""Who may submit and stop what, and whether an audit is of the run that it names.
+"""Who may submit and stop what, and whether an audit, or a twin, is of the run that it names.
 
-An auditor may submit audits and nothing else, and stop their own. Owners approve an audit for what
+An auditor may submit audits and twins with canaries, whose models are discarded, and nothing else,
+and stop their own. Owners approve an audit for what
 it says: so the daemon, which has the run, refuses one that describes it otherwise, or that brings
 other weights: an auditor who could send weights of their own making could ask records anything.
 """
@@ -15,6 +16,7 @@ from tacit.core.configuration import from_plain
 from tacit.core.errors import RefusedError, TacitError, TrustError, UsageError
 from tacit.core.identity import Role
 from tacit.core.specification import RunSpec, audited_run
+from tacit.core.twins import is_twin_of
 from tacit.server.catalogue import RunStatus
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ def verify_may_submit(who: Caller, specification: RunSpec) -> None:
     Raises:
         TrustError: it is one (``E-ROLE-REFUSED``).
     """
-    if _is_auditor(who) and specification.audit is None:
+    names_run = specification.canaries is not None and bool(specification.canaries.run)
+    if _is_auditor(who) and specification.audit is None and not names_run:
         raise TrustError("E-ROLE-REFUSED", f"{who.name} is an auditor, who submits audits alone")
 
 
@@ -46,7 +49,8 @@ def verify_may_stop(who: Caller, run: RunRecord) -> None:
     if not _is_auditor(who):
         return
     specification = json.loads(run.specification)
-    if run.submitted_by != who.name or specification.get("audit") is None:
+    asks = specification.get("audit") or (specification.get("canaries") or {}).get("run")
+    if run.submitted_by != who.name or not asks:
         raise TrustError("E-ROLE-REFUSED", f"{who.name} is an auditor, who stops own audits alone")
 
 
@@ -85,6 +89,34 @@ def verify_audit(
     if len(digests) != 1:
         raise RefusedError(
             "E-AUDIT-MODEL", f"expected the final weights of {run.run_id}, got others"
+        )
+
+
+def verify_twin(
+    specification: RunSpec, folder: RunFolder, run: RunRecord, run_folder: RunFolder
+) -> None:
+    """Check that a twin is the run that it names, value by value, from the same weights on.
+
+    Args:
+        specification: of the twin.
+        folder: with the weights that came with it.
+        run: the run that it tests.
+        run_folder: what that run left.
+
+    Raises:
+        RefusedError: it is another (``E-TWIN-RUN``), or begins with other weights
+            (``E-AUDIT-MODEL``).
+    """
+    if not is_twin_of(specification, from_plain(json.loads(run.specification), RunSpec)):
+        raise RefusedError(
+            "E-TWIN-RUN",
+            f"expected {run.run_id} with canaries, and no evaluation or kept rounds, got another "
+            "specification",
+            hint="`tacit audit canaries RUN` makes the twin of a run.",
+        )
+    if _digest(folder.initial) != _digest(run_folder.initial):
+        raise RefusedError(
+            "E-AUDIT-MODEL", f"expected the first weights of {run.run_id}, got others"
         )
 
 

@@ -18,7 +18,7 @@ from tacit.core.identity import Role, encode_token
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 from tacit.protos import control_pb2, control_pb2_grpc
 from tacit.protos.payload import map_payload
-from tacit.server.audits import verify_audit, verify_may_stop, verify_may_submit
+from tacit.server.audits import verify_audit, verify_may_stop, verify_may_submit, verify_twin
 from tacit.server.authority import list_members
 from tacit.server.catalogue import RunRecord, events_after, find_run, list_runs
 from tacit.server.grid_messages import REVOKED
@@ -272,6 +272,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
             yield control_pb2.FileChunk(offset=offset, data=data)
 
     async def _verify_audit(self, specification: RunSpec, folder: RunFolder) -> None:
+        if specification.canaries is not None and specification.canaries.run:
+            run = find_run(self._store, specification.canaries.run)
+            tested = self._scheduler.run_folder(run.run_id)
+            await asyncio.to_thread(verify_twin, specification, folder, run, tested)
         if specification.audit is None:
             return
         run = find_run(self._store, specification.audit.run)

@@ -59,7 +59,7 @@ def owners_of(
 
 
 def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
-    """Two owners open what they committed to before round 1; each claim has figures and ceilings."""
+    """Two owners open what they committed to before round 1; each claim has figures."""
     seen: list[Event] = []
     done = simulate(run_with(CANARIES), owners_of(tmp_path), tmp_path / "run", watch=seen.append)
     report = json.loads(done.folder.canaries.read_bytes())

@@ -1,0 +1,72 @@
+"""What people see of canaries: the verdict in words, then each owner's figures and ceilings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tacit.cli.output import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Mapping[str, Any]
+
+
+def show_canaries(report: Json) -> None:
+    """Print the canary part of a report."""
+    console = _console()
+    console.print(visible(report["line"]), style="bold")
+    where = (
+        f"in {report['canary_run']}, a twin of {report['run']} whose model was discarded"
+        if report["twin"]
+        else f"in {report['run']} itself, whose model is released"
+    )
+    console.print(
+        f"Canaries {where}; each owner had committed to who is in before round 1. A claim above a "
+        "ceiling was not tested; only proofs (*) can fail one."
+    )
+    for owner in report["owners"]:
+        claim = owner["claim"]
+        console.print(
+            f"{visible(owner['member'])}: {owner['verdict']}; claims epsilon "
+            f"{claim['epsilon']:.4g} at delta {claim['delta']:g} per {visible(claim['unit'])}"
+        )
+        for reason in owner["reasons"]:
+            console.print(f"  {visible(reason)}")
+    _show_bounds(console, report)
+    for each in report["unopened"]:
+        console.print(f"not opened: {visible(each['member'])}: {visible(each['why'])}")
+    for limit in report["limits"]:
+        console.print(f"beware: {visible(limit)}")
+
+
+def _show_bounds(console: Console, report: Json) -> None:
+    from rich.table import Table  # noqa: PLC0415 - 50 ms, only where somebody looks
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("owner", "canaries", "method", "epsilon at least", "ceiling", "estimate"):
+        table.add_column(column, no_wrap=True)
+    for owner in report["owners"]:
+        for kind in owner["kinds"]:
+            for bound in kind["bounds"]:
+                table.add_row(
+                    visible(owner["member"]),
+                    f"{kind['included']} of {kind['canaries']} {visible(kind['kind'])}",
+                    visible(bound["method"]) + ("*" if bound["is_proof"] else ""),
+                    _number(bound["epsilon"]),
+                    _number(bound["ceiling"]),
+                    _number(bound["estimate"]),
+                )
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415 - see _show_bounds
+
+    return Console(width=None if sys.stdout.isatty() else 150, highlight=False, markup=False)
