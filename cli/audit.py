@@ -231,7 +231,7 @@ def canaries(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Test the epsilon of a run by a twin: the run once more, with canaries in, its model discarded.
+    """Test a run's epsilon by a twin: the run once more, with canaries in; its model is discarded.
 
     Each owner who agrees puts in canaries by secret fair bits, commits to the bits before round 1,
     and opens them at the end. It costs each owner a run of its own, and needs room: canaries count

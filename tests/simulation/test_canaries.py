@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tacit.client.configuration import DataSet, Policy
+from tacit.client.configuration import DataSet
+from tacit.client.preparation import PREPARED_NAME
 from tacit.core.configuration import from_plain
+from tacit.core.errors import RefusedError, TrustError
 from tacit.core.events import EventKind
 from tacit.core.specification import CanarySpec, RunSpec
+from tacit.learning.prepared import load_prepared, save_prepared
 from tacit.server.checkpoint import load_checkpoint
 from tacit.simulation.federation import simulate
 from tacit.simulation.owners import Owner
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tacit.core.events import Event
+
+pytestmark = pytest.mark.slow
 
 RECORDS, DECLARED = 60, 400
 RUN = {
@@ -43,9 +48,7 @@ def run_with(canaries: CanarySpec | None) -> RunSpec:
     return replace(from_plain(RUN, RunSpec), canaries=canaries)
 
 
-def owners_of(
-    folder: Path, *, declared: int = DECLARED, policy: Policy | None = None
-) -> list[Owner]:
+def owners_of(folder: Path, *, declared: int = DECLARED) -> list[Owner]:
     made = []
     for number, name in enumerate(("north", "south")):
         rng = np.random.default_rng(number)
@@ -54,7 +57,7 @@ def owners_of(
         lines = [",".join(map(str, row)) + (",a" if row[0] < 0.5 else ",b") for row in rows]
         header = ",".join(f"x{i}" for i in range(8)) + ",y"
         path.write_text("\n".join([header, *lines]) + "\n")
-        made.append(Owner(name=name, data_set=DataSet(path=path, records=declared), policy=policy))
+        made.append(Owner(name=name, data_set=DataSet(path=path, records=declared)))
     return made
 
 
@@ -92,3 +95,76 @@ def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
     for owner in ("north", "south"):
         folder = tmp_path / "run" / "owners" / owner / "runs"
         assert [path.name for path in folder.rglob("canaries.json")] == []
+
+
+def test_a_worker_that_starts_again_keeps_the_scores(tmp_path: Path) -> None:
+    """In a pool each message meets an app from its stored state: all twelve steps are scored."""
+    done = simulate(run_with(CANARIES), owners_of(tmp_path), tmp_path / "run", workers=2)
+    report = json.loads(done.folder.canaries.read_bytes())
+    assert [owner["steps"] for owner in report["owners"]] == [12, 12]
+
+
+def test_other_bits_than_were_committed_to_are_refused(tmp_path: Path) -> None:
+    """One bit turned round after the last round: the run fails and names the owner."""
+
+    def turn_a_bit(event: Event) -> None:
+        if event.kind is EventKind.ROUND_FINISHED and event.fields["round"] == 3:
+            (path,) = (tmp_path / "run" / "owners" / "north" / "runs").rglob(PREPARED_NAME)
+            sets = load_prepared(path)
+            assert sets.canaries is not None
+            included = sets.canaries.included.copy()
+            included[5] ^= True
+            save_prepared(path, replace(sets, canaries=replace(sets.canaries, included=included)))
+
+    owners = owners_of(tmp_path)
+    with pytest.raises(TrustError, match="from north the canaries' bits") as caught:
+        simulate(run_with(CANARIES), owners, tmp_path / "run", watch=turn_a_bit)
+    assert caught.value.code == "E-CANARY-COMMITMENT"
+    assert not (tmp_path / "run" / "canaries.json").exists()
+
+
+def test_a_released_run_keeps_its_model_and_its_report(tmp_path: Path) -> None:
+    """Up to 1 % of the declared records go into the run itself; beyond, no owner agrees."""
+    canaries = CanarySpec(directions=20, mislabelled=20, twin=False)
+    owners = owners_of(tmp_path, declared=4000)
+    done = simulate(run_with(canaries), owners, tmp_path / "run")
+    report = json.loads(done.folder.canaries.read_bytes())
+    manifest = json.loads(done.folder.manifest.read_bytes())
+    assert report["run"] == report["canary_run"] == manifest["run_id"]
+    assert report["twin"] is False
+    assert done.folder.model.exists()
+    assert manifest["model_sha256"] is not None
+    with pytest.raises(RefusedError) as caught:
+        simulate(run_with(canaries), owners_of(tmp_path, declared=3999), tmp_path / "other")
+    assert caught.value.code == "E-CANARIES-RELEASED"
+
+
+def test_without_canaries_nothing_is_said_of_them(tmp_path: Path) -> None:
+    """No commitment, no event, no report, no state of the app's."""
+    seen: list[Event] = []
+    done = simulate(run_with(None), owners_of(tmp_path), tmp_path / "run", watch=seen.append)
+    manifest = json.loads(done.folder.manifest.read_bytes())
+    assert "commitments" not in manifest
+    assert all("canaries" not in sides["train"] for sides in manifest["claims"].values())
+    assert [event for event in seen if "canaries" in event.kind.value] == []
+    assert not done.folder.canaries.exists()
+    assert done.folder.model.exists()
+
+
+def test_a_weak_noise_is_seen_through_the_whole_way(tmp_path: Path) -> None:
+    """Positive control: of a run without noise to speak of the estimate is far above that of a
+    clean one, by the same canaries.
+    """
+    loud = run_with(CANARIES)
+    quiet = replace(loud, privacy=replace(loud.privacy, epsilon=400.0))
+    found = {}
+    for name, run in (("loud", loud), ("quiet", quiet)):
+        done = simulate(run, owners_of(tmp_path), tmp_path / name)
+        report = json.loads(done.folder.canaries.read_bytes())
+        found[name] = [
+            bound["epsilon"]
+            for owner in report["owners"]
+            for bound in owner["kinds"][0]["bounds"]
+            if bound["method"] == "gaussian-dp"
+        ]
+    assert min(found["quiet"]) > 2 * max(found["loud"])
