@@ -18,6 +18,7 @@ import typer
 from tacit.cli.backup import backup, restore
 from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
+from tacit.client.audits import REPORT_NAMES
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
@@ -294,7 +295,8 @@ def _found(state: StateDirectory, run_id: str) -> RunRecord:
 
 def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     """Return the node's word on one run, and the specification that the word covers."""
-    report = Report.load(state.path / RUNS_FOLDER / run.run_id)
+    folder = state.path / RUNS_FOLDER / run.run_id
+    report = Report.load(folder)
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -306,6 +308,7 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
+        **_own_report(folder),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
@@ -316,6 +319,15 @@ def _evaluation_cost(run: RunRecord) -> dict[str, Any]:
     evaluation = json_module.loads(run.specification).get("evaluation") or {}
     epsilon = evaluation.get("epsilon", 0.0) if isinstance(evaluation, dict) else 0.0
     return {"evaluation_epsilon": epsilon} if epsilon else {}
+
+
+def _own_report(folder: Path) -> dict[str, Any]:
+    """Return what an audit found at this node, which its owner alone sees; nothing without one."""
+    report, text = (folder / name for name in REPORT_NAMES)
+    if not text.is_file():
+        return {}
+    lines = text.read_text("utf-8", errors="replace").splitlines()
+    return {"own_report": str(report if report.is_file() else text), "own_findings": lines}
 
 
 def _said(value: Any) -> Any:  # noqa: ANN401 - JSON

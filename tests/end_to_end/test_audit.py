@@ -95,7 +95,7 @@ def test_an_audit_ends_in_one_merged_report(played: tuple[Federation, str]) -> N
     shown = auditor(made, "audit", "show", run_id)
     assert shown.code == 0, shown.err
     assert f"not merged: {UNWILLING}: denied E-POLICY-AUDIT" in shown.out
-    assert "What left each of them" in shown.out
+    assert "What left each owner:" in shown.out
     pulled = auditor(made, "run", "pull", told["audit_run"], "--out", "pulled-audit")
     assert pulled.code == 0, pulled.err
     assert json.loads((made.root / "pulled-audit" / "report.json").read_bytes()) == report
