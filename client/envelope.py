@@ -212,6 +212,8 @@ def _audit_has_room(release: Release) -> None:
     """Refuse what the owner allows no longer, another model, and a second answer."""
     verify_audit(release.specification, release.policy)
     audit, instruction = release.specification.audit, release.instruction
+    if instruction.message_type != "query":  # another name would be counted and noised as nothing
+        raise RefusedError("E-REPLY-UNDECLARED", "an audit answers messages of type query alone")
     sent = instruction.manifest.payload_sha256.hex()
     if audit is not None and sent != audit.model_sha256:
         raise RefusedError(
