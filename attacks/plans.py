@@ -84,8 +84,8 @@ PLANS: Final[Mapping[str, AuditPlan]] = MappingProxyType(
             references=16,
             references_if_large=2,
             stand_ins=2,
-            query_records=0,
-            queries=0,
+            query_records=200,
+            queries=400,
         ),
         "standard": AuditPlan(  # at most ten minutes there
             name="standard",

@@ -188,6 +188,15 @@ def test_a_name_that_is_no_probe_is_refused() -> None:
     assert "lira-online" in caught.value.hint
 
 
+def test_any_probe_can_be_asked_for_alone() -> None:
+    """Every plan says how much its probes may query, also for those that it would not run."""
+    for plan in PLANS.values():
+        small = dataclasses.replace(plan, probes=("label-only-noise",), query_records=60)
+        (probe,) = run_audit(subject(untrained(), recipe=None), small, seed=0).probes
+        assert (probe.members, probe.non_members) == (30, 30)
+        assert min(plan.query_records, plan.queries) > 0
+
+
 def test_plans_name_probes_that_there_are() -> None:
     """Every plan's probes are in the registry; standard and full run them all."""
     assert set(PLANS["quick"].probes) < set(MEMBERSHIP)

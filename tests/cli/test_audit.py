@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,9 @@ def test_a_model_that_leaks_is_found(folder: Path, tmp_path: Path, capsys: Captu
     assert set(report["provenance"]["files"]) == {
         *("model", "recipe", "members", "non-members", "population")
     }
+    digest = hashlib.sha256((folder / "members.csv").read_bytes()).hexdigest()
+    assert report["provenance"]["files"]["members"] == digest
+    assert set(report["provenance"]["versions"]) == {"tacit", "torch", "numpy", "python"}
     assert (tmp_path / "out" / "roc.svg").exists()
     assert run(["audit", "show", out]) == 0
     assert capsys.readouterr().out.splitlines() == said.out.splitlines()[:-1]
