@@ -66,7 +66,7 @@ def check_run(file: Path, *, records: int) -> Checked:
         "rounds": people.rounds,
         "min_clients": people.min_clients,
         "privacy": _privacy_summary(specification, records),
-        **_evaluation_summary(specification),
+        **evaluation_summary(specification),
         "specification_sha256": specification_sha256(canonical_json(specification)),
     }
     warnings = tuple(_warnings(specification, summary["privacy"].get("epsilon"), records))
@@ -147,9 +147,17 @@ def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
     return summary
 
 
-def _evaluation_summary(specification: RunSpec) -> dict[str, Any]:
-    if not specification.noises("evaluate"):
+def evaluation_summary(specification: RunSpec) -> dict[str, Any]:
+    """Return, under ``evaluation``, how often a run evaluates and what that costs; or nothing.
+
+    Raises:
+        RefusedError: this version has no mechanism for it.
+    """
+    if specification.evaluation.every == 0:
         return {}
+    if not specification.noises("evaluate"):
+        exact = "exact: every answer leaves without noise"
+        return {"evaluation": {"evaluations": specification.evaluations, "note": exact}}
     from tacit.privacy.evaluation_plan import evaluation_plan  # noqa: PLC0415 - half a second
 
     plan = evaluation_plan(specification)
