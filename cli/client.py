@@ -33,7 +33,7 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.status import REVOKED, Connection, as_json, read_status, resting
+from tacit.client.status import REVOKED, Connection, as_json, read_status, resting, worker_notes
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -279,6 +279,7 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         **_evaluation_cost(run),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
+        "model_notes": list(worker_notes(state.path, run.run_id)),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
         "specification_sha256": run.specification_sha256.hex(),

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.checks import evaluation_summary
-from tacit.cli.output import Table, emit, plain, table_text, visible
+from tacit.cli.checks import evaluation_summary, model_notes, model_summary, show_notes
+from tacit.cli.output import Table, emit, foreign_output_aside, plain, table_text, visible
 from tacit.core.configuration import from_plain, load_config, parse_toml, read_config_text
 from tacit.core.errors import (
+    AppError,
     ConfigError,
     RefusedError,
     TacitError,
@@ -320,7 +321,7 @@ def lint_command(
     """
     from tacit.privacy.lint import RULES  # noqa: PLC0415 - half a second
 
-    report = _linted(file, records)
+    report, notes = _linted(file, records)
     findings = [
         {
             **plain(finding),
@@ -336,8 +337,9 @@ def lint_command(
             "epsilon": None if report.epsilon is None else _finite(report.epsilon),
             "unbounded": report.epsilon is not None and report.epsilon == math.inf,
         }
-        emit(values | epsilons, json=True)
+        emit(values | epsilons | {"notes": notes}, json=True)
     else:
+        show_notes(notes)
         typer.echo("\n".join(_lines_of(file, report)))
     if report.is_broken:
         raise typer.Exit(TacitError.exit_code)
@@ -347,7 +349,8 @@ def _finite(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
 
-def _linted(file: Path, records: int | None) -> Report:
+def _linted(file: Path, records: int | None) -> tuple[Report, tuple[str, ...]]:
+    """Return what was found in a file, and notes on the model of a run.toml."""
     from tacit.privacy.lint import lint_run  # noqa: PLC0415 - half a second
     from tacit.privacy.lint_description import (  # noqa: PLC0415
         TrainingDescription,
@@ -357,17 +360,31 @@ def _linted(file: Path, records: int | None) -> Report:
 
     text = read_config_text(file)
     if file.suffix == ".py":
-        return lint_source(text, source=file.name)
+        return lint_source(text, source=file.name), ()
     if file.suffix != ".json" and _is_run(text):
         run = parse_toml(text, RunSpec, source=file.name)
-        return lint_run(run.value, places=run.sources, records=records)
+        report = lint_run(run.value, places=run.sources, records=records)
+        return report, _notes_on_model(run.value)
     with _described():
         if file.suffix != ".json":
             described = parse_toml(text, TrainingDescription, source=file.name)
-            return lint_description(described.value, places=described.sources)
+            return lint_description(described.value, places=described.sources), ()
         description = from_plain(_parsed_json(text, file), TrainingDescription, source=file.name)
     places = {field.name: file.name for field in fields(description)}
-    return lint_description(description, places=places)
+    return lint_description(description, places=places), ()
+
+
+def _notes_on_model(specification: RunSpec) -> tuple[str, ...]:
+    """Return what the training makes of a run's model, where it can be built on this machine.
+
+    Raises:
+        ConfigError: no owner could train it as the run asks.
+    """
+    try:
+        with foreign_output_aside():  # a factory of somebody's own may print
+            return model_notes(model_summary(specification))
+    except AppError as error:
+        return (f"the model was not looked at: {error.message} [{error.code}]",)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tacit.client.approvals import app_of
 from tacit.client.runs import parse_specification
 from tacit.core.errors import TacitError
+from tacit.core.logs import NOTE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
 
 
 REVOKED = "revoked"
+LOGS_FOLDER = "logs"
+_NOTE = re.compile(rf"\S+ info +worker {NOTE}(.+)")  # a line of core/logs.py
+_MOST_NOTES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +115,26 @@ def read_status(
         outbox=tuple(_waiting(entry) for entry in store.list_replies()),
         decisions=tuple(store.list_decisions(limit=limit)),
     )
+
+
+def worker_notes(folder: Path, run_id: str) -> tuple[str, ...]:
+    """Return what a run's worker noted on its model, each note once.
+
+    They come from the log that also holds what the app printed: an app can write such lines as
+    well, so they inform and prove nothing.
+
+    Args:
+        folder: the state directory.
+        run_id: which run.
+    """
+    try:
+        with (folder / LOGS_FOLDER / f"{run_id}.log").open(
+            encoding="utf-8", errors="replace"
+        ) as log:
+            found = [match.group(1) for match in map(_NOTE.match, log) if match]
+    except OSError:  # nothing has run yet
+        return ()
+    return tuple(dict.fromkeys(found))[:_MOST_NOTES]
 
 
 def resting(store: Store, *, serial: str) -> Connection:
