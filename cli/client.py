@@ -8,7 +8,7 @@ hears of it at the next start.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import contextlib
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from tacit.cli.backup import backup, restore
-from tacit.cli.output import Table, emit, plain, table_text, visible
+from tacit.cli.client_status import show_status
+from tacit.cli.output import Table, emit, plain
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
-    CHANGED,
     CONFIG_NAME,
     SAMPLE,
     file_digest,
@@ -33,7 +33,14 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.status import REVOKED, Connection, as_json, read_status, resting, worker_notes
+from tacit.client.status import (
+    Connection,
+    as_json,
+    read_status,
+    resting,
+    with_lapse,
+    worker_notes,
+)
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -162,14 +169,27 @@ def status(
     if json:
         emit(value, json=True)
         return
-    _show(value)
+    show_status(value)
 
 
 @app.command()
-def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
-    """Say yes to a run that the policy admits."""
+def approve(
+    run_id: RunId,
+    home: Home = None,
+    *,
+    repeat: Annotated[
+        bool,
+        typer.Option(
+            "--repeat",
+            help="Also later runs of this very specification and these app files, while policy "
+            "and budget admit them; `tacit client deny` of any of them withdraws it.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say yes to a run that the policy admits; each run is asked anew, since each costs again."""
     state = _opened(home)
-    value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
+    value = _decide(state, "approve", run_id=_found(state, run_id).run_id, repeat=repeat)
     emit(value if json else _said(value), json=json)
 
 
@@ -181,7 +201,11 @@ def deny(
     *,
     json: Json = False,
 ) -> None:
-    """Say no to a run; if it is under way here, it stops at once."""
+    """Say no to a run; if it is under way here, it stops at once.
+
+    Withdraws `approve --repeat` for its specification as well, also where the run is over; what
+    was approved by it before and is under way goes on, until it is denied itself.
+    """
     state = _opened(home)
     value = _decide(state, "deny", run_id=_found(state, run_id).run_id, reason=reason)
     emit(value if json else _said(value), json=json)
@@ -270,11 +294,15 @@ def _found(state: StateDirectory, run_id: str) -> RunRecord:
 def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     """Return the node's word on one run, and the specification that the word covers."""
     report = Report.load(state.path / RUNS_FOLDER / run.run_id)
+    run = with_lapse(run, {})
     return {
         "run_id": run.run_id,
         "name": run.name,
         "verdict": run.verdict.value,
+        "code": run.code,
         "reason": run.reason,
+        "repeat_of": _repeated_by(state, run),
+        "unit": (json_module.loads(run.specification).get("privacy") or {}).get("unit"),
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
         "cleaning": list(report.cleaning),
@@ -287,8 +315,15 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     }
 
 
+def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
+    """Return the run whose approval covers later ones of the same specification, if there is."""
+    with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
+        repeats = {each.specification_sha256: each.run_id for each in store.list_repeats()}
+    return repeats.get(run.specification_sha256)
+
+
 def _evaluation_cost(run: RunRecord) -> dict[str, Any]:
-    """Return what the run's noised evaluations cost each record that is not trained on."""
+    """Return what the run's noised evaluations cost each of its units that is not trained on."""
     evaluation = json_module.loads(run.specification).get("evaluation") or {}
     epsilon = evaluation.get("epsilon", 0.0) if isinstance(evaluation, dict) else 0.0
     return {"evaluation_epsilon": epsilon} if epsilon else {}
@@ -322,6 +357,7 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
             "node_id": identity.node_id,
             "connection": plain(Connection(state="stopped")),
             "runs": [],
+            "repeats": [],
             "outbox": [],
             "decisions": [],
         }
@@ -340,73 +376,18 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
     return value
 
 
-def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
+def _decide(
+    state: StateDirectory, verb: str, *, run_id: str, **fields: str | bool
+) -> dict[str, Any]:
     if state.holder() is not None:
-        return ask_daemon(state, verb, **fields)
+        return ask_daemon(state, verb, run_id=run_id, **fields)
     with state.lock(), assembled(state) as parts:
         if verb == "approve":
-            judgement = parts.node.approve(fields["run_id"])
+            judgement = parts.node.approve(run_id, repeat=fields["repeat"] is True)
         else:
-            judgement = parts.node.deny(fields["run_id"], fields["reason"])
+            judgement = parts.node.deny(run_id, str(fields["reason"]))
     value: dict[str, Any] = as_json(judgement)
     return value
-
-
-def _show(value: dict[str, Any]) -> None:
-    connection = value["connection"]
-    line = f"{value['member']} (node {value['node_id']}): {connection['state']}"
-    if connection["address"]:
-        line += f", {connection['address']}"
-    typer.echo(line)
-    if connection["problem"]:
-        typer.echo(f"  {connection['problem']}")
-    if connection.get("hint"):
-        typer.echo(f"  {connection['hint']}")
-    if value.get("config_changed"):
-        typer.echo(f"  {CHANGED}")
-    if connection["state"] not in ("stopped", REVOKED):
-        typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
-    _show_ledger(value["ledger"])
-    typer.echo("\nRuns")
-    typer.echo(table_text(_runs_table(value["runs"])))
-    for run in value["runs"]:
-        if run["reason"]:
-            typer.echo(f"  {run['run_id']}: {run['reason']}")
-        if run["ended_reason"]:  # words of another machine
-            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
-    typer.echo("\nWhat left, and what did not (latest first)")
-    typer.echo(table_text(_decisions_table(value["decisions"])))
-    kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
-    if kept:
-        typer.echo(f"\n{kept} replies wait for the server")
-
-
-def _show_ledger(ledger: dict[str, Any]) -> None:
-    head = f", head {ledger['head'][:16]}" if ledger["head"] else ""
-    typer.echo(f"\nLedger: {ledger['entries']} entries{head}")
-    if ledger["problem"]:
-        typer.echo(f"  WRONG: {visible(ledger['problem'])}")
-        typer.echo(f"  {ledger['hint']}")
-    if ledger["restored"]:
-        typer.echo(f"  {ledger['restored']}")
-    typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
-
-
-def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            each["data_set"],
-            each["unit"],
-            "none holds" if each["epsilon"] is None else f"{each['epsilon']:.4g}",
-            f"{each['delta']:g}",
-            f"{each['budget']:g}",
-            f"{each['left']:.4g}",
-            each["entries"],
-        )
-        for each in data_sets
-    ]
-    columns = ("data set", "unit", "epsilon", "delta", "budget", "left", "entries")
-    return Table(columns=columns, rows=rows, empty="No data set has an account yet.")
 
 
 def _comparison_table(value: OwnComparison) -> Table:
@@ -422,48 +403,3 @@ def _comparison_table(value: OwnComparison) -> Table:
     ]
     columns = ("model", *(["epsilon"] if private else []), "accuracy", "standard error")
     return Table(columns=columns, rows=rows)
-
-
-def _runs_table(runs: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            run["run_id"],
-            run["name"],
-            run["mode"],
-            "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
-            run["verdict"],
-            run["decided_by"],
-            run["code"] or "-",
-            run["released"],
-            run["refused"],
-            run["failed"],
-            run["ended"] or "-",
-        )
-        for run in runs
-    ]
-    columns = ("run", "name", "mode", "epsilon", "verdict", "by", "code")
-    return Table(
-        columns=(*columns, "left", "refused", "failed", "ended"),
-        rows=rows,
-        empty="No run has been offered yet.",
-    )
-
-
-def _decisions_table(decisions: list[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            dt.datetime.fromtimestamp(line["at_s"], dt.UTC).strftime("%F %T"),
-            line["message_id"] or line["run_id"],
-            line["message_type"] or "-",
-            line["outcome"],
-            line["payload_bytes"] or "-",
-            line["code"] or "-",
-            line["reason"] or "-",
-        )
-        for line in decisions[:20]
-    ]
-    return Table(
-        columns=("at (UTC)", "what", "type", "outcome", "bytes", "code", "reason"),
-        rows=rows,
-        empty="Nothing has left this node.",
-    )

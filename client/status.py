@@ -12,15 +12,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tacit.client.approvals import app_of
-from tacit.client.runs import parse_specification
+from tacit.client.approvals import Verdict, app_of, apps_of, fingerprint_apps
+from tacit.client.runs import APP_CHANGED, parse_specification
 from tacit.core.errors import TacitError
 from tacit.core.logs import NOTE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
+    from tacit.client.store import Decision, OutboxEntry, Repeat, RunRecord, Store
 
 
 REVOKED = "revoked"
@@ -55,9 +55,10 @@ class RunStatus:
     """One run at this node.
 
     Attributes:
-        mode, app, rounds: what it asks.
-        verdict, decided_by, code, reason: the owner's word on it.
-        epsilon: what the whole run costs each record; None without an account.
+        mode, unit, app, rounds: what it asks.
+        verdict, decided_by, code, reason: the owner's word on it; an approval that no longer holds,
+            since the app's files have changed, is shown as pending.
+        epsilon: what the whole run costs each ``unit``; None without an account.
         released, refused, failed: messages by outcome.
         ended: how the run ended; empty while it has not.
         ended_reason: what the operator said who stopped it.
@@ -66,6 +67,7 @@ class RunStatus:
     run_id: str
     name: str
     mode: str
+    unit: str
     app: str
     rounds: int
     verdict: str
@@ -99,6 +101,7 @@ class NodeStatus:
     node_id: int
     connection: Connection
     runs: tuple[RunStatus, ...]
+    repeats: tuple[Repeat, ...]
     outbox: tuple[Waiting, ...]
     decisions: tuple[Decision, ...]
 
@@ -107,13 +110,45 @@ def read_status(
     store: Store, *, member: str, node_id: int, connection: Connection, limit: int = 50
 ) -> NodeStatus:
     """Collect what the node knows."""
+    fingerprints: dict[tuple[str, ...], bytes] = {}
+    runs = [with_lapse(run, fingerprints) for run in store.list_runs()[:limit]]
     return NodeStatus(
         member=member,
         node_id=node_id,
         connection=connection,
-        runs=tuple(_run_status(run, store) for run in store.list_runs()[:limit]),
+        runs=tuple(_run_status(run, store) for run in runs),
+        repeats=tuple(store.list_repeats()),
         outbox=tuple(_waiting(entry) for entry in store.list_replies()),
         decisions=tuple(store.list_decisions(limit=limit)),
+    )
+
+
+def with_lapse(run: RunRecord, fingerprints: dict[tuple[str, ...], bytes]) -> RunRecord:
+    """Return a run as it stands now: one whose app's files have changed is approved no longer.
+
+    The node finds the same before each message; here it is found before one comes.
+
+    Args:
+        run: as it was decided.
+        fingerprints: by apps, what was computed before; the run's is added.
+    """
+    if run.verdict is not Verdict.APPROVED or run.ended:
+        return run
+    try:
+        specification = parse_specification(run.specification)
+        apps = apps_of(specification)
+        if apps not in fingerprints:
+            fingerprints[apps] = fingerprint_apps(specification)
+        holds = fingerprints[apps] == run.app_sha256
+    except TacitError:  # not installed any more, or not as it can be covered
+        holds = False
+    if holds:
+        return run
+    return dataclasses.replace(
+        run,
+        verdict=Verdict.PENDING,
+        code="E-APPROVAL-APP",
+        reason=APP_CHANGED.format(run_id=run.run_id),
     )
 
 
@@ -168,10 +203,11 @@ def as_json(value: object) -> Any:  # noqa: ANN401 - JSON
 
 def _run_status(run: RunRecord, store: Store) -> RunStatus:
     outcomes = store.count_outcomes(run.run_id)
-    mode, app, rounds = "", "", 0
+    mode, unit, app, rounds = "", "", "", 0
     try:
         specification = parse_specification(run.specification)
         mode, app = specification.privacy.mode.value, app_of(specification)
+        unit = specification.privacy.unit.value if specification.privacy.unit else ""
         rounds = specification.participation.rounds
     except TacitError:  # it was denied for this very reason, which is shown
         pass
@@ -179,6 +215,7 @@ def _run_status(run: RunRecord, store: Store) -> RunStatus:
         run_id=run.run_id,
         name=run.name,
         mode=mode,
+        unit=unit,
         app=app,
         rounds=rounds,
         verdict=run.verdict.value,

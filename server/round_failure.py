@@ -17,6 +17,7 @@ from tacit.server.rounds import EXPIRED, GONE, UNKNOWN_NODE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+APP_CHANGED = "E-APPROVAL-APP"  # of client/envelope.py
 _AWAY = (GONE, UNKNOWN_NODE, REVOKED, LEFT)
 
 
@@ -56,6 +57,11 @@ def _remedy(code: str) -> str:
         return "See `tacit server members` for {who}: not connected, gone or revoked."
     if code == DENIED:
         return "Ask {who}, who denied the run after it had begun."
+    if code == APP_CHANGED:
+        return (
+            "The app's files at {who} are not those that were approved there: agree on a version, "
+            "submit the run anew, and have it approved anew."
+        )
     return (
         "Ask {who} for the reason, which stays there: `tacit client status` shows it, and the "
         'folder "logs" of their --home holds what the app printed.'

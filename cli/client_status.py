@@ -1,0 +1,134 @@
+"""What `tacit client status` prints: link, ledger, runs and verdicts, what left and what not."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import typer
+
+from tacit.cli.output import Table, table_text, visible
+from tacit.client.configuration import CHANGED
+from tacit.client.status import REVOKED
+
+
+def show_status(value: dict[str, Any]) -> None:
+    """Print a node's status for people."""
+    connection = value["connection"]
+    line = f"{value['member']} (node {value['node_id']}): {connection['state']}"
+    if connection["address"]:
+        line += f", {connection['address']}"
+    typer.echo(line)
+    if connection["problem"]:
+        typer.echo(f"  {connection['problem']}")
+    if connection.get("hint"):
+        typer.echo(f"  {connection['hint']}")
+    if value.get("config_changed"):
+        typer.echo(f"  {CHANGED}")
+    if connection["state"] not in ("stopped", REVOKED):
+        typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
+    _show_ledger(value["ledger"])
+    typer.echo("\nRuns")
+    typer.echo(table_text(_runs_table(value["runs"])))
+    for run in value["runs"]:
+        if run["reason"]:
+            typer.echo(f"  {run['run_id']}: {run['reason']}")
+        if run["ended_reason"]:  # words of another machine
+            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
+    _show_repeats(value["repeats"])
+    typer.echo("\nWhat left, and what did not (latest first)")
+    typer.echo(table_text(_decisions_table(value["decisions"])))
+    kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
+    if kept:
+        typer.echo(f"\n{kept} replies wait for the server")
+
+
+def _show_repeats(repeats: list[dict[str, Any]]) -> None:
+    if not repeats:
+        return
+    rows = [
+        (
+            each["run_id"],
+            each["name"],
+            each["specification_sha256"][:16],
+            dt.datetime.fromtimestamp(each["approved_at_s"], dt.UTC).strftime("%F %T"),
+        )
+        for each in repeats
+    ]
+    typer.echo("\nApproved also for later runs (tacit client deny RUN withdraws it)")
+    columns = ("run", "name", "specification", "since (UTC)")
+    typer.echo(table_text(Table(columns=columns, rows=rows)))
+
+
+def _show_ledger(ledger: dict[str, Any]) -> None:
+    head = f", head {ledger['head'][:16]}" if ledger["head"] else ""
+    typer.echo(f"\nLedger: {ledger['entries']} entries{head}")
+    if ledger["problem"]:
+        typer.echo(f"  WRONG: {visible(ledger['problem'])}")
+        typer.echo(f"  {ledger['hint']}")
+    if ledger["restored"]:
+        typer.echo(f"  {ledger['restored']}")
+    typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
+
+
+def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            each["data_set"],
+            each["unit"],
+            "none holds" if each["epsilon"] is None else f"{each['epsilon']:.4g}",
+            f"{each['delta']:g}",
+            f"{each['budget']:g}",
+            f"{each['left']:.4g}",
+            each["entries"],
+        )
+        for each in data_sets
+    ]
+    columns = ("data set", "unit", "epsilon", "delta", "budget", "left", "entries")
+    return Table(columns=columns, rows=rows, empty="No data set has an account yet.")
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            run["run_id"],
+            run["name"],
+            run["mode"],
+            run["unit"] or "-",
+            "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
+            run["verdict"],
+            run["decided_by"],
+            run["code"] or "-",
+            run["released"],
+            run["refused"],
+            run["failed"],
+            run["ended"] or "-",
+        )
+        for run in runs
+    ]
+    columns = ("run", "name", "mode", "unit", "epsilon", "verdict", "by", "code")
+    return Table(
+        columns=(*columns, "left", "refused", "failed", "ended"),
+        rows=rows,
+        empty="No run has been offered yet.",
+    )
+
+
+def _decisions_table(decisions: list[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            dt.datetime.fromtimestamp(line["at_s"], dt.UTC).strftime("%F %T"),
+            line["message_id"] or line["run_id"],
+            line["message_type"] or "-",
+            line["outcome"],
+            line["payload_bytes"] or "-",
+            line["code"] or "-",
+            line["reason"] or "-",
+        )
+        for line in decisions[:20]
+    ]
+    return Table(
+        columns=("at (UTC)", "what", "type", "outcome", "bytes", "code", "reason"),
+        rows=rows,
+        empty="Nothing has left this node.",
+    )
