@@ -46,7 +46,7 @@ def verify_positive(name: str, value: float) -> None:
     _verify(0 < value < math.inf, f"0 < {name} < inf", value)
 
 
-def verify_count(name: str, value: int, *, least: int = 1) -> None:
+def verify_count(name: str, value: float, *, least: int = 1) -> None:
     """Refuse what is not a whole number from ``least`` on (``ValueError``)."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     _verify(whole and value >= least, f"a whole number {name} >= {least}", value)
