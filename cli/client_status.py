@@ -35,7 +35,7 @@ def show_status(value: dict[str, Any]) -> None:
             typer.echo(f"  {run['run_id']}: {run['reason']}")
         if run["ended_reason"]:  # words of another machine
             typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
-    _show_repeats(value["repeats"])
+    _show_repeats(value.get("repeats", []))
     typer.echo("\nWhat left, and what did not (latest first)")
     typer.echo(table_text(_decisions_table(value["decisions"])))
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
@@ -94,7 +94,7 @@ def _runs_table(runs: list[dict[str, Any]]) -> Table:
             run["run_id"],
             run["name"],
             run["mode"],
-            run["unit"] or "-",
+            run.get("unit") or "-",
             "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
             run["verdict"],
             run["decided_by"],

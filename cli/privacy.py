@@ -235,8 +235,8 @@ def _evaluation_facts(shown: Shown) -> list[tuple[object, ...]]:
     held_out = f"of each {shown.plan.unit.value} that is held out, not trained on"
     if "epsilon" not in found:
         return [("evaluation", "exact", f"no epsilon holds {held_out}")]
-    noise, times = _number(found["noise_multiplier"]), found["evaluations"]
-    meaning = f"{held_out}: {times} evaluations, noise multiplier {noise}"
+    times = f"{found['evaluations']} time" + "s" * (found["evaluations"] != 1)
+    meaning = f"{held_out}: {times}, noise multiplier {_number(found['noise_multiplier'])}"
     return [("evaluation epsilon", _number(found["epsilon"]), meaning)]
 
 

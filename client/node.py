@@ -141,7 +141,10 @@ class Node:
                 self._runs.repeat(run)
         if run.verdict is not Verdict.APPROVED:
             raise RefusedError(run.code, run.reason)
-        return run.judgement
+        if not repeat:
+            return run.judgement
+        reason = f"{run.reason}, with later runs of this specification and these app files"
+        return dataclasses.replace(run.judgement, reason=reason)
 
     def deny(self, run_id: str, reason: str = "") -> Judgement:
         """Record that a person denies a run; one that is under way stops here at once.

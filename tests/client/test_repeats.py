@@ -53,7 +53,7 @@ def test_each_run_is_asked_anew_by_default(node: Node) -> None:
 
 def test_a_repeat_approves_later_runs_by_name(node: Node) -> None:
     """A later run says whose repetition it is, is made ready, and answers; the owner sees both."""
-    node.approve(RUN, repeat=True)
+    assert "with later runs" in node.approve(RUN, repeat=True).reason
     judgement = offered(node)
     assert (judgement.verdict, judgement.by) == (Verdict.APPROVED, "repeat")
     assert judgement.reason == f"repeat of {RUN}"
