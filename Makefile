@@ -53,6 +53,7 @@ protos: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.dp_step
+	$(BIN)/python -m benchmarks.shadows
 
 # 200 kills of an owner's daemon; the result stays in chaos.json.
 chaos: $(STAMP)

@@ -41,6 +41,7 @@ class Need(enum.Enum):
     WEIGHTS = "weights"  # the model itself
     REFERENCES = "references"  # models trained by the same recipe on records of known membership
     POPULATION = "population"  # records of the same kind that nobody audits
+    POPULATION_RECORDS = "population records"  # and what they hold, beside what is said of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Evidence:
         references: None where none were trained.
         population: outputs of the target for ``p`` records of the same kind that are not audited,
             and that neither target nor references were trained on; None without.
+        population_examples: those records; None where only predictions were handed in.
     """
 
     outputs: Outputs
@@ -96,6 +98,7 @@ class Evidence:
     target: Target | None = None
     references: References | None = None
     population: Outputs | None = None
+    population_examples: Examples | None = None
 
     def has(self, need: Need) -> bool:
         """Return whether a probe that needs this can run."""
@@ -108,6 +111,9 @@ class Evidence:
                 return self.references is not None
             case Need.POPULATION:
                 return self.population is not None and len(self.population) > 0
+            case Need.POPULATION_RECORDS:
+                records = self.examples is not None and self.population_examples is not None
+                return records and self.has(Need.POPULATION)
 
     def with_reference_as_target(self, model: int) -> tuple[Evidence, BoolArray]:
         """Return the evidence of an attack on a reference, and its true membership, ``(n,)``.

@@ -62,7 +62,7 @@ class Settings:
 
 
 SETTINGS = {
-    "pixels": Settings(batch=2048, epochs=20, clip=0.1, learning_rate=6.0, momentum=0.9, goal=85.5),
+    "pixels": Settings(batch=2048, epochs=40, clip=0.1, learning_rate=4.0, momentum=0.9, goal=85.5),
     "scattering": Settings(
         batch=8192,
         epochs=40,

@@ -13,10 +13,11 @@ import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from tacit.cli.backup import backup, restore
-from tacit.cli.client_status import show_status
+from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
@@ -56,9 +57,14 @@ app.command()(restore)
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory (default: TACIT_CLIENT_HOME, else XDG)."),
+    typer.Option(
+        "--home",
+        help="State directory (default: TACIT_CLIENT_HOME, else ~/.local/state/tacit/client).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 RunId = Annotated[
     str,
     typer.Argument(help="A run id, or a unique beginning of one, from `tacit client status`."),
@@ -67,12 +73,15 @@ RunId = Annotated[
 
 @app.command()
 def join(
-    token: Annotated[str, typer.Argument(help="From `tacit server invite NAME --role client`.")],
+    token: Annotated[str, typer.Argument(help="The token that the operator handed over.")],
     home: Home = None,
     *,
     json: Json = False,
 ) -> None:
-    """Enrol this machine with a token; keys are made here and stay here."""
+    """Enrol this machine with a token; keys are made here and stay here.
+
+    Example: tacit client join "$(cat cleveland.token)"
+    """
     parsed = parse_token(token)
     if parsed.role is not Role.CLIENT:
         raise UsageError(
@@ -105,7 +114,7 @@ def join(
 def check(
     home: Home = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run.toml whose data contract to check.")
+        Path | None, typer.Option("--run", help="Also hold the records against this run.toml.")
     ] = None,
     *,
     json: Json = False,
@@ -136,9 +145,17 @@ def start(
     home: Home = None,
     *,
     log_format: Annotated[
-        str, typer.Option("--log-format", help="text for people, json for machines.")
+        str,
+        typer.Option(
+            help="text for people, json for machines.", click_type=click.Choice(["text", "json"])
+        ),
     ] = "text",
-    log_level: Annotated[str, typer.Option("--log-level", help="INFO, WARNING, ...")] = "INFO",
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="The least that is logged.", click_type=click.Choice(LEVELS, case_sensitive=False)
+        ),
+    ] = "INFO",
 ) -> None:
     """Run the node in the foreground; Ctrl-C or SIGTERM stops it without losing anything.
 
@@ -153,13 +170,18 @@ def start(
 def status(
     run_id: Annotated[
         str | None,
-        typer.Argument(help="One run: shows all that it asks, before you approve it."),
+        typer.Argument(
+            help="One run, from the list: all that it asks, to read before you say yes."
+        ),
     ] = None,
     home: Home = None,
     *,
     json: Json = False,
 ) -> None:
-    """Show runs, the verdicts on them, what left and when, and what was refused and why."""
+    """Show runs, the verdicts on them, what left and when, and what was refused and why.
+
+    Exit code 5 if the ledger is not what it must be.
+    """
     state = _opened(home)
     if run_id is not None:
         asked = _asked(state, _found(state, run_id))
@@ -168,8 +190,10 @@ def status(
     value = _status(state)
     if json:
         emit(value, json=True)
-        return
-    show_status(value)
+    else:
+        show_status(value)
+    if value["ledger"]["problem"]:
+        raise typer.Exit(TrustError.exit_code)
 
 
 @app.command()
@@ -187,7 +211,11 @@ def approve(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say yes to a run that the policy admits; each run is asked anew, since each costs again."""
+    """Say yes to a run that the policy admits; read it first: `tacit client status RUN_ID`.
+
+    You approve this specification and the app as it is installed here: change either, and you are
+    asked again. A run that is submitted again costs again, and you are asked again as well.
+    """
     state = _opened(home)
     value = _decide(state, "approve", run_id=_found(state, run_id).run_id, repeat=repeat)
     emit(value if json else _said(value), json=json)
@@ -216,7 +244,10 @@ def compare(
     run_id: RunId,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="model.safetensors as pulled (default: received last)."),
+        typer.Option(
+            "--model",
+            help="The run's model.safetensors, from the operator (default: what came last).",
+        ),
     ] = None,
     home: Home = None,
     *,

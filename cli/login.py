@@ -14,12 +14,17 @@ from tacit.protos.enrolment_client import enrol
 
 
 def command(
-    token: Annotated[str, typer.Argument(help="From `tacit server invite NAME --role operator`.")],
-    profile: Annotated[str, typer.Option(help="Name of the new profile.")] = DEFAULT_PROFILE,
+    token: Annotated[str, typer.Argument(help="The token, from whoever invited you.")],
+    profile: Annotated[
+        str, typer.Option(help="What to call the profile: `tacit run ... --profile NAME`.")
+    ] = DEFAULT_PROFILE,
     *,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Turn an operator's or auditor's token into a profile."""
+    """Turn an operator's or auditor's token into a profile, with which `tacit run` works.
+
+    Keys are made here and stay here. A data owner joins with `tacit client join` instead.
+    """
     parsed = parse_token(token)
     if parsed.role is Role.CLIENT:
         raise UsageError(

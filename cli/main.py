@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ NOUNS = (
     Noun("client", "verbs", "Join as a data owner, and decide what your data may be used for."),
     Noun("privacy", "verbs", "Plan the noise of a run, and see what a training really costs."),
     Noun("ledger", "verbs", "See what your data was used for, and what that cost."),
+    Noun("audit", "verbs", "Attack a model as an adversary would, and read what came of it."),
     Noun("simulate", "command", "Try a run.toml in one process, before anybody else is asked."),
     Noun("config", "verbs", "Check a TOML file, and show where each value comes from."),
 )
@@ -132,7 +132,9 @@ def _make_plain(command: click.Command) -> None:
 
 def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
     if wanted and not ctx.resilient_parsing:
-        click.echo(f"tacit {importlib.metadata.version('tacit')}")
+        from importlib.metadata import version  # noqa: PLC0415 - 30 ms, and only here
+
+        click.echo(f"tacit {version('tacit')}")
         ctx.exit()
 
 
@@ -163,7 +165,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = root_command().main(list(arguments), prog_name="tacit", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of the process
-        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1")
+        json = "--json" in arguments  # also where the arguments could not be read
+        return render_failure(error, debug=os.environ.get("TACIT_DEBUG") == "1", json=json)
     return code if isinstance(code, int) else 0
 
 

@@ -1,9 +1,10 @@
 """What people and scripts see: tables or JSON on standard output, errors on standard error.
 
 An error is rendered as ``error:``, its problems and a ``hint:``, and becomes the exit code of its
-family. What nobody foresaw is exit code 70: its type and place are shown, not its text, which may
-hold a value of somebody's record; ``TACIT_DEBUG=1`` shows everything. Text that comes from another
-machine is stripped of control characters before it reaches a terminal.
+family; under ``--json`` it is the last line of standard error, one JSON object. What nobody
+foresaw is exit code 70: its type and place are shown, not its text, which may hold a value of
+somebody's record; ``TACIT_DEBUG=1`` shows everything. Text that comes from another machine is
+stripped of control characters before it reaches a terminal.
 """
 
 from __future__ import annotations
@@ -126,57 +127,101 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """What went wrong, and what to do next.
+
+    Attributes:
+        code: stable identifier.
+        message, problems, hint: as the error has them, or words of our own.
+        exit_code: of the process.
+    """
+
+    code: str
+    message: str
+    problems: tuple[str, ...] = ()
+    hint: str = ""
+    exit_code: int
+
+    def text(self) -> str:
+        """Return what people read."""
+        lines = [f"error: {visible(self.message)} [{self.code}]"]
+        lines += [f"  {visible(problem)}" for problem in self.problems]
+        if self.hint:
+            lines.append(f"hint: {visible(self.hint)}")
+        return "\n".join(lines)
+
+    def line(self) -> str:
+        """Return what scripts read: a JSON object on one line."""
+        return json_module.dumps({"error": plain(self)}, ensure_ascii=False)
+
+
 def render_failure(
-    error: BaseException, *, debug: bool = False, stream: IO[str] | None = None
+    error: BaseException, *, debug: bool = False, json: bool = False, stream: IO[str] | None = None
 ) -> int:
-    """Print what went wrong and what to do next; return the exit code."""
+    """Print what went wrong and what to do next; return the exit code.
+
+    Args:
+        error: what left a verb.
+        debug: print the traceback before it.
+        json: print one line that holds a JSON object, for scripts; nothing follows it.
+        stream: where to print instead of standard error.
+    """
     out = sys.stderr if stream is None else stream
     if debug and not isinstance(error, (click.ClickException, click.Abort)):
         traceback.print_exception(error, file=out)
-    lines, code = _failure(error)
-    try:
-        print("\n".join(lines), file=out, flush=True)
-    except BrokenPipeError:
-        return code
-    return code
+    failure = _failure(error)
+    if json:
+        text = failure.line()
+    elif isinstance(error, click.exceptions.NoArgsIsHelpError):
+        text = error.format_message()
+    elif failure.exit_code == EXIT_INTERRUPTED:
+        text = failure.message
+    else:
+        text = failure.text()
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=out, flush=True)
+    return failure.exit_code
 
 
-def _failure(error: BaseException) -> tuple[list[str], int]:
+def _failure(error: BaseException) -> _Failure:
     if isinstance(error, TacitError):
-        return _foreseen(error), error.exit_code
+        return _Failure(
+            code=error.code,
+            message=error.message,
+            problems=tuple(getattr(error, "problems", ())),
+            hint=error.hint,
+            exit_code=error.exit_code,
+        )
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return ["interrupted"], EXIT_INTERRUPTED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return [error.format_message()], EXIT_USAGE
+        return _Failure(code="E-INTERRUPTED", message="interrupted", exit_code=EXIT_INTERRUPTED)
     if isinstance(error, click.ClickException):
-        return _misuse(error), EXIT_USAGE
-    return _bug(error), EXIT_BUG
+        return _misuse(error)
+    return _bug(error)
 
 
-def _foreseen(error: TacitError) -> list[str]:
-    lines = [f"error: {visible(error.message)} [{error.code}]"]
-    problems: tuple[str, ...] = getattr(error, "problems", ())
-    lines += [f"  {visible(problem)}" for problem in problems]
-    if error.hint:
-        lines.append(f"hint: {visible(error.hint)}")
-    return lines
-
-
-def _misuse(error: click.ClickException) -> list[str]:
-    lines = [f"error: {visible(error.format_message())} [E-USAGE]"]
+def _misuse(error: click.ClickException) -> _Failure:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None:
-        lines.append(f"hint: {context.command_path} --help")
-    return lines
+    message = error.format_message()
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        message = "expected a command"
+    return _Failure(
+        code="E-USAGE",
+        message=message,
+        hint="" if context is None else f"{context.command_path} --help",
+        exit_code=EXIT_USAGE,
+    )
 
 
-def _bug(error: BaseException) -> list[str]:
+def _bug(error: BaseException) -> _Failure:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return [
-        f"error: unexpected {type(error).__name__}{place}: this is a bug in tacit [E-BUG]",
-        "hint: Set TACIT_DEBUG=1 and run it again to see where; look before you share the output.",
-    ]
+    return _Failure(
+        code="E-BUG",
+        message=f"unexpected {type(error).__name__}{place}: this is a bug in tacit",
+        hint="Set TACIT_DEBUG=1 and run it again to see where; look before you share the output.",
+        exit_code=EXIT_BUG,
+    )
 
 
 def _lines_of(value: object, indent: str = "") -> str:

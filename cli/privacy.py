@@ -92,6 +92,8 @@ def plan_command(
     What the run's evaluations cost stands beside it, since it is on other records.
 
     Takes a run.toml, or the options alone: DP-SGD at record level, in units of the clip.
+
+    Example: tacit privacy plan --epsilon 1 --delta 1e-4 --rounds 20
     """
     given = {
         "privacy.epsilon": epsilon,

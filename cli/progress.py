@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
+_NAMED_OWNERS = 12  # of more, the first round's answers are not named one by one
 INTERVAL = "-interval"  # what follows a metric's name where its noise is known
 
 
@@ -34,6 +35,7 @@ class RoundProgress:
         self._bar: Progress | None = None
         self._task: Any = None
         self._shown = 0
+        self._asked = self._answered = 0
 
     def __enter__(self) -> Self:
         if self._stream.isatty() and not self._quiet:
@@ -64,6 +66,7 @@ class RoundProgress:
         if self._quiet:
             return
         line = line_of(event, self._rounds)
+        self._count_answers(event)
         if self._bar is not None and event.kind in _STATES:
             state = _STATES[event.kind](event.fields)
             self._bar.update(self._task, description=state, refresh=True)
@@ -79,6 +82,20 @@ class RoundProgress:
                 return
         if line:
             self.say(line)
+
+    def _count_answers(self, event: Event) -> None:
+        """Say who has answered: by name in the first round, in which the workers start."""
+        if event.kind is EventKind.ROUND_STARTED:
+            self._asked, self._answered = len(event.fields.get("cohort") or ()), 0
+        if event.kind is not EventKind.REPLY_RECEIVED or self._answered >= self._asked:
+            return
+        self._answered += 1
+        number = int(event.fields.get("round") or 0)
+        count = f"{self._answered} of {self._asked}"
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"round {number}: {count} answered")
+        elif number == 1 and self._asked <= _NAMED_OWNERS:
+            self.say(visible(f"round 1: {event.fields.get('member')} has answered ({count})"))
 
 
 def line_of(event: Event, rounds: int) -> str:
@@ -105,6 +122,8 @@ _LINES = {
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
+    EventKind.NODE_LEFT: "{member}: its connection is lost {code}",
+    EventKind.NODE_JOINED: "{member}: connected again",
     EventKind.NODE_REFUSED: "{member}: its node is refused with {code}",
     EventKind.REPLY_FAILED: "round {round}: {member} failed with {code}",
     EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",

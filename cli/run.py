@@ -36,11 +36,18 @@ RunId = Annotated[
     str, typer.Argument(help="A run's id, or a unique beginning of it (default: the latest).")
 ]
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", help="Which profile to use (see `tacit login`).")
+    str | None,
+    typer.Option(
+        "--profile",
+        help="As whom: a profile of `tacit server init` or `tacit login` (default: TACIT_PROFILE, "
+        "else default, else the only one).",
+    ),
 ]
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory of a server on this machine, instead of TLS."),
+    typer.Option(
+        "--home", help="State directory of a server on this machine, in place of a profile."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -49,7 +56,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 def check(
     file: File,
     records: Annotated[
-        int, typer.Option(help="Records that an owner declares, for the privacy figures.")
+        int,
+        typer.Option(
+            help="Records that an owner declares, for the figures; 0: the most that delta allows."
+        ),
     ] = 0,
     *,
     json: Json = False,
@@ -68,7 +78,10 @@ def submit(
     profile: ProfileName = None,
     home: Home = None,
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes on.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Stay and show how it goes on, as `tacit run watch` does."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check a run.toml, make the initial weights, and queue the run at the server."""
@@ -99,7 +112,7 @@ def submit(
 
 @app.command("list")
 def list_(profile: ProfileName = None, home: Home = None, *, json: Json = False) -> None:
-    """List the runs of the server."""
+    """List all runs of the server, the oldest first."""
     with _connected(profile, home) as client:
         runs = client.list_runs()
     rows = [
@@ -123,7 +136,7 @@ def list_(profile: ProfileName = None, home: Home = None, *, json: Json = False)
 def show(
     run: RunId = "", profile: ProfileName = None, home: Home = None, *, json: Json = False
 ) -> None:
-    """Show one run: where it stands, what its owners said, how its rounds went."""
+    """Show one run: where it stands, what its owners said, who is missing, how its rounds went."""
     with _connected(profile, home) as client:
         reply = client.show(client.find_run(run).run_id)
     manifest = with_names(json_module.loads(reply.manifest_json)) if reply.manifest_json else None
@@ -308,6 +321,17 @@ def claims_table(claims: dict[str, dict[str, Any]]) -> Table:
     return Table(columns=columns, rows=rows)
 
 
+def missing_nodes(run: Run) -> list[dict[str, Any]]:
+    """Return who has approved a run that goes on, and is not connected, with the last sign."""
+    if run.ended_at_s:
+        return []
+    return [
+        {"member": decision.member, "since": _when(decision.last_seen_at_s)}
+        for decision in run.decisions
+        if decision.verdict == "approved" and not decision.connected
+    ]
+
+
 def _plain(run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
@@ -321,12 +345,14 @@ def _plain(run: Run) -> dict[str, Any]:
         "submitted_by": run.submitted_by,
         "reason": run.reason,
         "specification_sha256": run.specification_sha256,
+        "missing": missing_nodes(run),
         "decisions": [
             {
                 "member": decision.member,
                 "verdict": decision.verdict,
                 "code": decision.code,
                 "connected": decision.connected,
+                "last_seen_at": _when(decision.last_seen_at_s),
             }
             for decision in run.decisions
         ],

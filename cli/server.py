@@ -51,7 +51,10 @@ _TIMEOUT_S = 15.0
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="State directory (default: TACIT_SERVER_HOME, else XDG)."),
+    typer.Option(
+        "--home",
+        help="State directory (default: TACIT_SERVER_HOME, else ~/.local/state/tacit/server).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 RoleName = Annotated[Role, typer.Option("--role", help="What the member may do.")]
@@ -61,18 +64,29 @@ RoleName = Annotated[Role, typer.Option("--role", help="What the member may do."
 def init(
     name: Annotated[
         list[str],
-        typer.Option("--name", help="Host name or IP address of this server; may be repeated."),
+        typer.Option(
+            "--name",
+            help="Host name or IP address by which members reach this server; repeat it for more.",
+        ),
     ],
     home: Home = None,
-    listen: Annotated[str, typer.Option(help="host:port of the service.")] = "0.0.0.0:7443",
-    enrolment_listen: Annotated[str, typer.Option(help="host:port of enrolment.")] = "0.0.0.0:7444",
+    listen: Annotated[
+        str, typer.Option(help="host:port to listen on, for members.")
+    ] = "0.0.0.0:7443",
+    enrolment_listen: Annotated[
+        str, typer.Option(help="host:port to listen on, for those who join.")
+    ] = "0.0.0.0:7444",
     profile: Annotated[
-        str, typer.Option(help="Name of your operator profile (default: default).")
+        str,
+        typer.Option(help="Name of your operator profile, for `tacit run` (default: default)."),
     ] = "",
     *,
     json: Json = False,
 ) -> None:
-    """Make a federation: authority, server certificate, server.toml and your operator profile."""
+    """Make a federation: authority, server certificate, server.toml and your operator profile.
+
+    Example: tacit server init --name fl.example.org --name 192.0.2.7
+    """
     made = initialise(
         _home(home),
         names=tuple(name),
@@ -95,13 +109,16 @@ def init(
 
 @app.command()
 def start(home: Home = None) -> None:
-    """Run the daemon in the foreground; Ctrl-C or SIGTERM stops it without losing anything."""
+    """Run the daemon in the foreground; Ctrl-C or SIGTERM stops it without losing anything.
+
+    server.toml is read now, and only now: addresses, limits, times and the form of the log.
+    """
     run_daemon(_home(home))
 
 
 @app.command()
 def status(home: Home = None, *, json: Json = False) -> None:
-    """Describe the daemon."""
+    """Say whether the daemon runs, where it is reached, and how much is under way."""
     state = open_state(_home(home), create=False)
     control = _running(state)
     if control is not None:
@@ -128,7 +145,9 @@ def status(home: Home = None, *, json: Json = False) -> None:
 
 @app.command()
 def invite(
-    name: Annotated[str, typer.Argument(help="What the member will be called.")],
+    name: Annotated[
+        str, typer.Argument(help="What the member will be called, in lists and results.")
+    ],
     role: RoleName = Role.CLIENT,
     ttl_hours: Annotated[
         float,
@@ -141,7 +160,13 @@ def invite(
     *,
     json: Json = False,
 ) -> None:
-    """Make a one-time token for a new member; hand it over on a channel that you both trust."""
+    r"""Make a one-time token for a new member; hand it over on a channel that you both trust.
+
+    \b
+    Examples:
+    tacit server invite cleveland > cleveland.token
+    tacit server invite ada --role auditor --ttl-hours 24
+    """
     check_member_name(name)
     if ttl_hours:  # here, since a running server answers with no more than a code
         verify_invitation_ttl(ttl_hours * 3600)
@@ -201,7 +226,9 @@ def members(home: Home = None, *, json: Json = False) -> None:
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="The member.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of a member or an invitation: `tacit server members`.")
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept in the database.")] = "",
     home: Home = None,
     *,
@@ -231,7 +258,7 @@ def drain(home: Home = None, *, json: Json = False) -> None:
 @app.command()
 def stop(
     home: Home = None,
-    wait_s: Annotated[float, typer.Option(help="How long to wait for its end.")] = 60.0,
+    wait_s: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
     *,
     json: Json = False,
 ) -> None:

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 FileArgument = Annotated[Path, typer.Argument(help="The run.toml to try.")]
 ClientsOption = Annotated[
-    int | None, typer.Option("--clients", help="How many owners; a folder of files tells itself.")
+    int | None,
+    typer.Option(
+        "--clients",
+        help="How many owners one file is dealt out to; a folder has one file for each.",
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -67,6 +71,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Try a run.toml in one process, before anybody else is asked.
+
+    Example: tacit simulate run.toml --data data.csv --clients 4
 
     The owners' nodes, the server's loop and the strategy are the real ones; there is no network
     and no isolation. Ends with a table of the federated model, each owner alone, all data pooled

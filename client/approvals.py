@@ -279,7 +279,8 @@ def verify_exact_metrics(specification: RunSpec, policy: Policy) -> None:
             "E-POLICY-EXACT-METRICS",
             f"expected evaluation.epsilon, or neither evaluation.every nor results.evaluate, under "
             f"{specification.privacy.mode.value}: metrics would leave without noise",
-            hint="The owner may allow it: allow_exact_metrics = true under [policy].",
+            hint="Ask the operator for a run whose metrics are noised (evaluation.epsilon). Who "
+            "accepts exact ones says so: allow_exact_metrics = true under [policy].",
         )
 
 
@@ -293,7 +294,7 @@ def _verify_update_metrics(specification: RunSpec) -> None:
             raise RefusedError(
                 "E-POLICY-EXACT-METRICS",
                 f"expected no metric but {WEIGHT} beside an update, got {', '.join(extra)}",
-                hint="Remove them from the run's results: they would leave without noise.",
+                hint="Ask the operator for a run without them: they would leave without noise.",
             )
 
 

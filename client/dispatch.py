@@ -52,6 +52,7 @@ class Dispatcher:
     Attributes:
         link: the present connection; None while there is none.
         last_address, last_error: of the last connection that broke.
+        twin: set for good once the server has said that another node has this one's keys.
     """
 
     def __init__(self, node: Node, executor: Executor, *, rng: random.Random) -> None:
@@ -67,6 +68,7 @@ class Dispatcher:
         self.link: Connected | None = None
         self.last_address = ""
         self.last_error: TacitError | None = None
+        self.twin: TacitError | None = None
 
     def connected(self, connected: Connected) -> None:
         """Go on with everything that waited for a connection."""
@@ -77,6 +79,8 @@ class Dispatcher:
     def disconnected(self, address: str, error: TacitError) -> None:
         """Let everything wait for the next connection."""
         self.link, self.last_address, self.last_error = None, address, error
+        if error.code == "E-NODE-TWICE":
+            self.twin = error
 
     def handle(self, task: fleet_pb2.Task) -> None:
         """Start what a task asks for; malformed tasks are logged and dropped."""

@@ -162,7 +162,8 @@ def _app_unchanged(release: Release) -> None:
         raise RefusedError(
             "E-APPROVAL-APP",
             "the app's installed files are not those that were approved",
-            hint="Stop the run, or let the owner approve a new run with the app as it is now.",
+            hint="Put the approved version back; or ask the operator to submit the run anew, and "
+            "approve it with the app as it is now.",
         )
 
 
@@ -194,8 +195,8 @@ def _mechanism(release: Release) -> None:
             "E-PRIVACY-SPENT",
             f"expected epsilon of at most {limit} with this update, after {release.released} that "
             "have left",
-            hint="Rounds that are tried again cost again; the owner's limit is "
-            "max_epsilon_per_run.",
+            hint="Rounds that are tried again cost again; your limit is max_epsilon_per_run in "
+            "client.toml.",
         )
 
 

@@ -178,7 +178,8 @@ class Link:
                     raise TrustError(
                         "E-MEMBER-REVOKED",
                         "the server has revoked this node",
-                        hint="Ask the operator for a new token; then: tacit client leave, join.",
+                        hint="Ask the operator for a new token; then `tacit client leave`, and "
+                        "`tacit client join TOKEN`.",
                     )
                 self._handler.handle(task)
         finally:

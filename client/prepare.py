@@ -21,7 +21,7 @@ from tacit.core.specification import DataSpec, PrivacyUnit, RunSpec, TrainingSpe
 if TYPE_CHECKING:
     from tacit.client.configuration import DataSet
     from tacit.learning.cleaning import CleanRaw
-    from tacit.learning.loaders import Source
+    from tacit.learning.loaders import Raw, Source
 
 _MEMORY_BYTES = 64 << 30
 _FILE_BYTES = 64 << 30
@@ -35,7 +35,6 @@ def prepare_data(job: PrepareJob) -> None:
         UnavailableError: the file is missing, or the disk is full.
     """
     # pandas loads after confinement, and never in a daemon that imports this module
-    from tacit.learning.cleaning import clean_raw  # noqa: PLC0415
     from tacit.learning.contract import encode  # noqa: PLC0415
     from tacit.learning.loaders import load_raw  # noqa: PLC0415
     from tacit.learning.prepared import divide, save_prepared  # noqa: PLC0415
@@ -53,8 +52,10 @@ def prepare_data(job: PrepareJob) -> None:
             hint="name it in client.toml: subject = ...",
         )
     raw = load_raw(source_of(data_set), specification.data)
-    clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
-    prepared = encode(specification.data, clean.raw, row_numbers=clean.row_numbers)
+    clean = _cleaned(raw, job)
+    prepared = encode(
+        specification.data, clean.raw, row_numbers=clean.row_numbers, file=data_set.path.name
+    )
     training = specification.training or TrainingSpec(learning_rate=1.0)
     split = split_records(
         prepared,
@@ -88,18 +89,26 @@ def survey_data(job: PrepareJob) -> dict[str, object]:
         DataError: the file is not what client.toml says it is, or cannot be cleaned.
         UnavailableError: the file cannot be opened.
     """
-    from tacit.learning.cleaning import clean_raw  # noqa: PLC0415 - see prepare_data
     from tacit.learning.loaders import RawImages, load_raw  # noqa: PLC0415 - see prepare_data
 
     # a table; no word of this contract is used
     raw = load_raw(source_of(job.data_set), DataSpec(classes=()))
     data_set = job.data_set
-    clean = clean_raw(raw, data_set.clean, subject=data_set.subject, key=job.split_key)
+    clean = _cleaned(raw, job)
     if isinstance(clean.raw, RawImages):
         raise DataError("E-DATA-FORMAT", "expected a table, got images")
     warnings = () if data_set.subject else _warnings(clean, "")
     Report(cleaning=clean.notes, warnings=warnings).save(job.folder)
     return {"columns": [str(name) for name in clean.raw.columns], "records": len(clean.raw)}
+
+
+def _cleaned(raw: Raw, job: PrepareJob) -> CleanRaw:
+    from tacit.learning.cleaning import clean_raw  # noqa: PLC0415 - see prepare_data
+
+    data_set = job.data_set
+    return clean_raw(
+        raw, data_set.clean, subject=data_set.subject, key=job.split_key, file=data_set.path.name
+    )
 
 
 def _warnings(clean: CleanRaw, subject: str) -> tuple[str, ...]:

@@ -9,9 +9,11 @@ started.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,9 +103,26 @@ class Runs:
         self._config = config
         self._store = store
         self._around = around
+        self._judging = threading.Lock()  # two runs may not both be given the last of a budget
+        self._approving: dict[str, RunRecord] = {}  # approved, and not remembered yet
 
     def judged(self, run_id: str, specification: bytes, known: RunRecord | None) -> RunRecord:
-        """Hold an offered run against the policy, and keep what a person said of it before."""
+        """Hold an offered run against the policy, and keep what a person said of it before.
+
+        Until :meth:`remember` it counts as approved, if it is, when other runs are judged.
+        """
+        with self._judging:
+            run = self._judged(run_id, specification, known)
+            judged = run if known is None else _with_known(run, known)
+            self._note_approving(judged)
+            return judged
+
+    def _note_approving(self, run: RunRecord) -> None:
+        self._approving.pop(run.run_id, None)
+        if run.verdict is Verdict.APPROVED:
+            self._approving[run.run_id] = run
+
+    def _judged(self, run_id: str, specification: bytes, known: RunRecord | None) -> RunRecord:
         now = self._around.clock()
         run = RunRecord(
             run_id=run_id,
@@ -132,7 +151,9 @@ class Runs:
             specification=parsed,
             epsilon=epsilon,
             isolated=self._around.isolated,
-            unaffordable=self._charges.refusal(parsed, run_id),
+            unaffordable=self._charges.refusal(
+                parsed, run_id, beside=None if _is_approved(known, run) else self._beside(run_id)
+            ),
             unreadable=_unreadable(parsed, self._config),
         )
         judgement = self._repeated(run, judge(offer, self._config))
@@ -140,7 +161,7 @@ class Runs:
         if judgement.verdict is Verdict.PENDING:
             what = f"{run_id}{home_option('client', self._around.folder)}"
             reason += f". Read it: tacit client status {what}; then: tacit client approve {what}"
-        judged = dataclasses.replace(
+        return dataclasses.replace(
             run,
             verdict=judgement.verdict,
             code=judgement.code,
@@ -148,7 +169,16 @@ class Runs:
             decided_by=judgement.by,
             epsilon=epsilon,
         )
-        return judged if known is None else _with_known(judged, known)
+
+    def _beside(self, run_id: str) -> dict[str, RunSpec]:
+        """Return the other runs that are approved and not over."""
+        runs = {run.run_id: run for run in self._store.list_runs()} | self._approving
+        found = {}
+        for other in runs.values():
+            if other.run_id != run_id and other.verdict is Verdict.APPROVED and not other.ended:
+                with contextlib.suppress(TacitError):  # of a version that said otherwise
+                    found[other.run_id] = parse_specification(other.specification)
+        return found
 
     def _repeated(self, run: RunRecord, judgement: Judgement) -> Judgement:
         """Approve a run that the policy admits, and whose like a person has approved for good."""
@@ -191,21 +221,22 @@ class Runs:
 
     def approved_by_hand(self, known: RunRecord) -> RunRecord:
         """Return a run as a person approves it, unless the policy denies it."""
-        run = self.judged(known.run_id, known.specification, None)
-        run = dataclasses.replace(
+        with self._judging:
+            run = self._judged(known.run_id, known.specification, known)
+            if run.verdict is not Verdict.DENIED:
+                run = dataclasses.replace(
+                    run,
+                    verdict=Verdict.APPROVED,
+                    code="",
+                    reason="approved by a person",
+                    decided_by="hand",
+                )
+            self._note_approving(run)
+        return dataclasses.replace(
             run,
             offered_at_s=known.offered_at_s,
             state_manifest=known.state_manifest,
             state_file=known.state_file,
-        )
-        if run.verdict is Verdict.DENIED:
-            return run
-        return dataclasses.replace(
-            run,
-            verdict=Verdict.APPROVED,
-            code="",
-            reason="approved by a person",
-            decided_by="hand",
         )
 
     def epsilon(self, specification: RunSpec, releases: int) -> float | None:
@@ -295,6 +326,8 @@ class Runs:
     def remember(self, run: RunRecord, known: RunRecord | None) -> None:
         """Persist a run; a new verdict goes into the decision log."""
         self._store.save_run(run)
+        with self._judging:
+            self._approving.pop(run.run_id, None)
         if known is not None and known.judgement == run.judgement:
             return
         self._store.log_decision(
@@ -347,6 +380,14 @@ class Runs:
     def scratch(self, run_id: str) -> Path:
         """The only folder that a run's worker may write."""
         return self._around.folder / "scratch" / run_id
+
+
+def _is_approved(known: RunRecord | None, run: RunRecord) -> bool:
+    return (
+        known is not None
+        and known.verdict is Verdict.APPROVED
+        and known.specification_sha256 == run.specification_sha256
+    )
 
 
 def _unreadable(specification: RunSpec, config: ClientConfig) -> RefusedError | None:

@@ -36,7 +36,7 @@ class Connection:
     Attributes:
         state: ``connected``, ``connecting``, ``stopped``, or ``revoked``, which is stopped too.
         address: where the server is, or was last tried.
-        problem: why it is not connected.
+        problem: why it is not connected; while it is, that another node has its keys.
         hint: what to do about it; empty if nothing.
         isolation: the means by which workers are confined here.
         config_sha256: of client.toml when the daemon read it; empty while none runs.
@@ -109,9 +109,11 @@ class NodeStatus:
 def read_status(
     store: Store, *, member: str, node_id: int, connection: Connection, limit: int = 50
 ) -> NodeStatus:
-    """Collect what the node knows."""
+    """Collect what the node knows: the latest ``limit`` runs, and all that have not ended."""
+    runs = store.list_runs()
+    runs = [run for place, run in enumerate(runs) if place < limit or not run.ended]
     fingerprints: dict[tuple[str, ...], bytes] = {}
-    runs = [with_lapse(run, fingerprints) for run in store.list_runs()[:limit]]
+    runs = [with_lapse(run, fingerprints) for run in runs]
     return NodeStatus(
         member=member,
         node_id=node_id,

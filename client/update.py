@@ -74,7 +74,8 @@ def verify_noisable(instruction: records_pb2.Manifest) -> None:
                 "E-UPDATE-DTYPE",
                 f"array {place.name}: expected float32, float64 or integers, "
                 f"got {place.entry.dtype}",
-                hint="Noise is added in float32 and float64 only: convert the model.",
+                hint="Noise is added in float32 and float64 only: ask the operator for such a "
+                "model.",
             )
 
 

@@ -362,5 +362,5 @@ def _no_member(why: str) -> TrustError:
     return TrustError(
         "E-CERTIFICATE-IDENTITY",
         f"expected the certificate of a member of this federation: {why}",
-        hint="Enrol with a token from `tacit server invite`.",
+        hint="Enrol with a token that this federation's operator hands over.",
     )

@@ -30,7 +30,9 @@ class EventKind(enum.Enum):
     ``evaluation_finished``: round, cohort, metrics, seconds. ``checkpoint``: round.
     ``run_finished``: rounds, seconds. ``run_failed``: code, reason, hint.
     ``run_stopped``: reason, by.
-    ``node_joined``, ``node_left``: member, node_id. ``node_refused``: member, node_id, code.
+    ``node_joined``: member, node_id: an approved node is connected again.
+    ``node_left``: member, node_id, code: its connection is lost, or it is out for good (the code
+    says why; empty otherwise). ``node_refused``: member, node_id, code.
     ``node_decided``: member, node_id, verdict, code. ``replayed``: round, messages.
     """
 

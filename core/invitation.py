@@ -99,7 +99,7 @@ def verify_token_fresh(token: Token, *, now: dt.datetime) -> None:
         raise TrustError(
             "E-TOKEN-EXPIRED",
             f"expected a token that still holds, got one that ended {token.expires_at:%F %T} UTC",
-            hint="Ask the operator for a new one (`tacit server invite`); check this clock too.",
+            hint="Ask the operator for a new one; check the clock of this machine too.",
         )
 
 
@@ -149,6 +149,6 @@ def _texts(value: object) -> tuple[str, ...]:
 def _malformed(why: str) -> TrustError:
     return TrustError(
         "E-TOKEN-MALFORMED",
-        f"expected a whole token from `tacit server invite`: {why}",
+        f"expected a whole token, as the operator handed it over: {why}",
         hint="Copy the token again, all of it, on one line.",
     )

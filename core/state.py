@@ -117,8 +117,8 @@ def open_state(path: Path, *, create: bool) -> StateDirectory:
         raise UnavailableError(
             "E-STATE-MISSING",
             f"expected a state directory at {absolute}: {error.strerror}",
-            hint="Name the right one with --home, or make it: `tacit server init`, "
-            "`tacit client join`.",
+            hint="Name the right one with --home, or make it: a data owner with `tacit client join "
+            "TOKEN`, who runs a server with `tacit server init`.",
         ) from error
     _verify_private(absolute, status)
     return StateDirectory(path=absolute)

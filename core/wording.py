@@ -1,6 +1,6 @@
 """The words for problems of configurations and data: what was expected, what came, what is near.
 
-Data are named by column, count and row number, never by a value.
+Data are named by column, count and place in the file, never by a value.
 """
 
 from __future__ import annotations
@@ -70,11 +70,43 @@ def shown(raw: object, *, secret: bool) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
-def rows_line(column: str, kind: str, row_numbers: Sequence[int]) -> str:
-    """Say which rows of a data set (their numbers, from 1) break a rule about a column."""
-    listed = ", ".join(str(number) for number in row_numbers[:_SHOWN_ROWS])
-    more = ", ..." if len(row_numbers) > _SHOWN_ROWS else ""
-    return f"{column}: {kind}: {len(row_numbers)} rows ({listed}{more})"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where records stand in their owner's file: what a message says, and a person looks up.
+
+    Attributes:
+        word: what is counted, from 1: each ``line`` of a text file, its header and empty ones
+            included; each ``row`` of a table that has no lines; each ``image`` in sorted order.
+        numbers: one per record; a record of several lines goes by its first.
+        file: the file's name.
+    """
+
+    word: str = "row"
+    numbers: Sequence[int]
+    file: str = ""
+
+    def some(self, positions: Iterable[int]) -> str:
+        """Say how many records (positions from 0) are meant, and where the first of them stand."""
+        found = [int(self.numbers[position]) for position in positions]
+        listed = ", ".join(map(str, found[:_SHOWN_ROWS]))
+        more = ", ..." if len(found) > _SHOWN_ROWS else ""
+        several = "s" if len(found) > 1 else ""
+        of = f" of {self.file}" if self.file else ""
+        return (
+            f"{len(found)} record{several} ({self.word}{several} {listed}{more}{of}{self._count})"
+        )
+
+    @property
+    def _count(self) -> str:
+        if self.word == "line":  # as every editor counts
+            return ""
+        order = ", in the order of names" if self.word == "image" else ""
+        return f"; the first is {self.word} 1{order}"
+
+
+def rows_line(column: str, kind: str, places: Places, positions: Iterable[int]) -> str:
+    """Say which records (positions from 0) break a rule about a column."""
+    return f"{column}: {kind}: {places.some(positions)}"
 
 
 def some_of(names: Iterable[str], *, most: int = 5) -> str:

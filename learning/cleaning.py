@@ -15,10 +15,11 @@ import numpy as np
 from tacit.core.errors import DataError
 from tacit.core.wording import rows_line
 from tacit.learning.contract import canonical_texts
-from tacit.learning.loaders import RawImages
+from tacit.learning.loaders import RawImages, places_of
 from tacit.privacy.cleaning import clean_table
 
 if TYPE_CHECKING:
+    from tacit.core.wording import Places
     from tacit.learning.contract import Int64Array
     from tacit.learning.loaders import Raw
     from tacit.privacy.cleaning import Cleaned, Cleaning
@@ -41,7 +42,7 @@ class CleanRaw:
     notes: tuple[str, ...]
 
 
-def clean_raw(raw: Raw, rules: Cleaning, *, subject: str, key: bytes) -> CleanRaw:
+def clean_raw(raw: Raw, rules: Cleaning, *, subject: str, key: bytes, file: str = "") -> CleanRaw:
     """Apply an owner's rules, and set the subject column apart.
 
     Args:
@@ -49,6 +50,7 @@ def clean_raw(raw: Raw, rules: Cleaning, *, subject: str, key: bytes) -> CleanRa
         rules: the owner's; see ``privacy/cleaning.py``.
         subject: the column that names whose record it is; empty if there is none.
         key: the owner's, for hashed columns.
+        file: its name, for messages.
 
     Raises:
         DataError: a column is missing or a cell cannot be cleaned (``E-CLEAN-COLUMNS``,
@@ -61,7 +63,8 @@ def clean_raw(raw: Raw, rules: Cleaning, *, subject: str, key: bytes) -> CleanRa
         rows = np.arange(1, len(raw.pixels) + 1, dtype=np.int64)
         return CleanRaw(raw=raw, row_numbers=rows, subjects=None, notes=())
     named = {name: canonical_texts(raw[name]).tolist() for name in rules.columns if name in raw}
-    cleaned = clean_table(named, rules, key=key) if rules.columns else None
+    where = places_of(raw, file)
+    cleaned = clean_table(named, rules, key=key, places=where) if rules.columns else None
     kept = np.arange(len(raw)) if cleaned is None else np.array(cleaned.kept, dtype=np.int64)
     frame = raw
     if cleaned is not None:
@@ -72,22 +75,22 @@ def clean_raw(raw: Raw, rules: Cleaning, *, subject: str, key: bytes) -> CleanRa
     subjects = None
     if subject:
         subjects = tuple(canonical_texts(frame[subject]).tolist())
-        _verify_subjects(subjects, subject, rules, row_numbers)
+        _verify_subjects(subjects, subject, rules, places_of(frame, file))
     frame = frame.drop(columns=[*rules.drop, *([subject] if subject else [])])
     notes = () if cleaned is None else _notes(cleaned, len(raw))
     return CleanRaw(raw=frame, row_numbers=row_numbers, subjects=subjects, notes=notes)
 
 
 def _verify_subjects(
-    subjects: tuple[str, ...], column: str, rules: Cleaning, row_numbers: Int64Array
+    subjects: tuple[str, ...], column: str, rules: Cleaning, places: Places
 ) -> None:
     empty = np.isin(np.array(subjects, dtype=object), ["", *rules.missing])
     if empty.any():
         raise DataError(
             "E-DATA-SUBJECT",
             "expected a subject for each record",
-            problems=(rows_line(column, "empty cell", row_numbers[empty].tolist()),),
-            hint="correct these rows, or leave them out: clean.require in client.toml",
+            problems=(rows_line(column, "empty cell", places, np.flatnonzero(empty).tolist()),),
+            hint="correct these records, or leave them out: clean.require in client.toml",
         )
 
 

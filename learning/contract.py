@@ -4,7 +4,7 @@ Trusts: the specification. Promises:
 
 1. A record's features depend on that record and on declared, public constants alone: ranges,
    categories and stand-ins, never a mean, rank or vocabulary of the other records.
-2. Every violation is reported at once, as column, kind, count and first row numbers: never a value.
+2. Every violation is reported at once, as column, kind, count and first places: never a value.
    Nothing is dropped or repaired beyond what the contract says.
 3. Feature order follows the sorted names of the columns, so that two spellings of one
    specification give the same model.
@@ -23,8 +23,9 @@ import pandas as pd
 from tacit.core.data_contract import canonical_text, parse_number
 from tacit.core.errors import DataError
 from tacit.core.specification import ColumnKind, ColumnSpec, DataKind, DataSpec
-from tacit.core.wording import rows_line
-from tacit.learning.loaders import Raw, RawImages
+from tacit.core.wording import Places, rows_line
+from tacit.learning.features import feature_names
+from tacit.learning.loaders import Raw, RawImages, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,19 +58,21 @@ class Prepared:
 
 @dataclass
 class _Violations:
-    """What was found so far, by column and kind; rows go by their numbers in the owner's file."""
+    """What was found so far, by column and kind; records go by their places in the file."""
 
-    row_numbers: Int64Array
+    places: Places
     lines: list[str] = field(default_factory=list)
 
     def add(self, column: str, kind: str, rows: npt.ArrayLike) -> None:
         """Note the records (positions from 0) that break a rule; none is fine."""
-        numbers = self.row_numbers[np.asarray(rows, dtype=np.int64)]
-        if len(numbers):
-            self.lines.append(rows_line(column, kind, numbers.tolist()))
+        positions = np.asarray(rows, dtype=np.int64).tolist()
+        if positions:
+            self.lines.append(rows_line(column, kind, self.places, positions))
 
 
-def encode(data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None) -> Prepared:
+def encode(
+    data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None, file: str = ""
+) -> Prepared:
     """Turn what a loader read into features and labels.
 
     Args:
@@ -77,6 +80,7 @@ def encode(data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None) -
         raw: the records, cleaned.
         row_numbers: int64, ``(n,)``: each record's row in the owner's file, from 1; without it
             they are all there, in the file's order.
+        file: its name, for messages.
 
     Raises:
         DataError: the data set is empty (``E-DATA-EMPTY``), lacks declared columns
@@ -85,11 +89,12 @@ def encode(data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None) -
     """
     records = len(raw.pixels) if isinstance(raw, RawImages) else len(raw)
     rows = np.arange(1, records + 1, dtype=np.int64) if row_numbers is None else row_numbers
+    violations = _Violations(places_of(raw, file))
     if isinstance(raw, RawImages):
-        features, labels = _encode_images(data, raw, rows)
+        features, labels = _encode_images(data, raw, violations)
         names: tuple[str, ...] = ()
     else:
-        features, labels = _encode_table(data, raw, rows)
+        features, labels = _encode_table(data, raw, violations)
         names = feature_names(data)
     if len(np.unique(labels)) < 2:
         raise DataError(
@@ -100,30 +105,8 @@ def encode(data: DataSpec, raw: Raw, *, row_numbers: Int64Array | None = None) -
     return Prepared(features=features, labels=labels, feature_names=names, row_numbers=rows)
 
 
-def feature_names(data: DataSpec) -> tuple[str, ...]:
-    """Return the names of a table's features, in the order of the model's inputs."""
-    names: list[str] = []
-    for name, column in sorted(data.columns.items()):
-        if column.type is ColumnKind.CATEGORY:
-            names.extend(f"{name}={value}" for value in column.values)  # noqa: PD011 - ours, not pandas'
-        else:
-            names.append(name)
-        if column.flag_missing:
-            names.append(f"{name} missing")
-    return tuple(names)
-
-
-def input_shape(data: DataSpec) -> tuple[int, ...]:
-    """Return the shape of one record's features."""
-    if data.kind is DataKind.IMAGE:
-        if data.shape is None:
-            raise DataError("E-DATA-FORMAT", "the run declares images without a shape")
-        return data.shape
-    return (len(feature_names(data)),)
-
-
 def _encode_table(
-    data: DataSpec, frame: pd.DataFrame, rows: Int64Array
+    data: DataSpec, frame: pd.DataFrame, violations: _Violations
 ) -> tuple[Float32Array, Int64Array]:
     _check_columns(data, frame)
     if frame.empty:
@@ -134,7 +117,6 @@ def _encode_table(
             f"expected records, the data set has none, only the columns {shown}",
             hint="A CSV file holds one record per line below the line that names the columns.",
         )
-    violations = _Violations(rows)
     blocks = [
         _encode_column(name, column, canonical_texts(frame[name]), violations)
         for name, column in sorted(data.columns.items())
@@ -155,8 +137,9 @@ def _check_columns(data: DataSpec, frame: pd.DataFrame) -> None:
             "E-DATA-COLUMNS",
             f"expected the run's {len(declared)} columns, {len(problems)} differ",
             problems=tuple(problems),
-            hint="name the file's columns in run.toml ([data.columns] and data.label), rename them "
-            "in the file, or name them in client.toml (columns, with header = false)",
+            hint="the owner renames them in the file, or names them in client.toml (columns, with "
+            "header = false); or the operator names the file's in run.toml ([data.columns], "
+            "data.label)",
         )
 
 
@@ -255,11 +238,10 @@ def _encode_labels(data: DataSpec, texts: TextArray, violations: _Violations) ->
 
 
 def _encode_images(
-    data: DataSpec, raw: RawImages, rows: Int64Array
+    data: DataSpec, raw: RawImages, violations: _Violations
 ) -> tuple[Float32Array, Int64Array]:
     if len(raw.pixels) == 0:
         raise DataError("E-DATA-EMPTY", "expected records, the data set has none")
-    violations = _Violations(rows)
     for kind, broken in raw.broken.items():
         violations.add("image", kind, np.array(broken) - 1)
     low, high = data.range
@@ -282,5 +264,5 @@ def _refuse(violations: _Violations) -> None:
             f"expected data that keeps the run's contract, got {len(violations.lines)} kinds of "
             "violation",
             problems=tuple(violations.lines),
-            hint="correct these rows, or ask the operator to widen the contract",
+            hint="correct these records, or ask the operator to widen the contract",
         )

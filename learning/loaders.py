@@ -3,7 +3,7 @@
 Trusts: nothing about the file. Loads no pickle, runs nothing that the file says.
 Promises: cells come back as the file has them; what they mean is for the data contract to say
 (contract.py). A column that the owner forbids is dropped before anything else sees it. Errors name
-files, columns and row numbers, never a cell. Rows count from 1, without the header line.
+files, columns and places in them, never a cell.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pandas as pd
 
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.specification import DataKind, DataSpec
+from tacit.core.wording import Places
 from tacit.learning import image_files
 from tacit.privacy.cleaning import verify_columns
 
@@ -62,7 +63,7 @@ class RawImages:
     Attributes:
         pixels: ``(n, channels, height, width)`` in the file's own range and dtype.
         labels: class names or numbers as text.
-        broken: row numbers that could not be read, by kind of violation.
+        broken: numbers (from 1) of images that could not be read, by kind of violation.
     """
 
     pixels: Array
@@ -70,6 +71,7 @@ class RawImages:
     broken: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+_LINE = "line"
 Raw: TypeAlias = "pd.DataFrame | RawImages"
 
 
@@ -126,6 +128,18 @@ def _without_forbidden(raw: Raw, source: Source) -> Raw:
     return raw
 
 
+def places_of(raw: Raw, file: str) -> Places:
+    """Return where the records of a loaded data set stand in its file, also when some were dropped.
+
+    The index of a table from a CSV file holds the lines; that of any other counts rows from 0.
+    """
+    if isinstance(raw, RawImages):
+        return Places(word="image", numbers=range(1, len(raw.pixels) + 1), file=file)
+    if raw.index.name == _LINE:
+        return Places(word=_LINE, numbers=raw.index.tolist(), file=file)
+    return Places(numbers=[int(row) + 1 for row in raw.index], file=file)
+
+
 def unreadable(path: Path, form: str, detail: str = "") -> DataError:
     """Return the error for a file that is not what client.toml says it is."""
     return DataError(
@@ -137,35 +151,45 @@ def unreadable(path: Path, form: str, detail: str = "") -> DataError:
 
 def _read_csv(source: Source, _data: DataSpec) -> pd.DataFrame:
     # Not pandas' reader: it drops cells that are too many, and fills cells that are too few.
-    rows = _csv_rows(source)
+    lines, rows = _csv_rows(source)
     if not rows:
         raise DataError("E-DATA-EMPTY", f"expected columns and records, {source.path} is empty")
-    names = [name.strip() for name in rows.pop(0)] if source.header else list(source.columns)
+    names = list(source.columns)
+    if source.header:
+        names = [name.strip() for name in rows.pop(0)]
+        lines.pop(0)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise unreadable(source.path, "csv", f"columns named twice: {', '.join(repeated)}")
-    ragged = [number for number, row in enumerate(rows, start=1) if len(row) != len(names)]
+    ragged = [position for position, row in enumerate(rows) if len(row) != len(names)]
     if ragged:
-        shown = ", ".join(map(str, ragged[:10])) + (", ..." if len(ragged) > 10 else "")
+        where = Places(word=_LINE, numbers=lines, file=source.path.name).some(ragged)
         raise unreadable(
-            source.path,
-            "csv",
-            f"{len(names)} columns are named, {len(ragged)} rows have more or fewer ({shown})",
+            source.path, "csv", f"{len(names)} columns are named; more or fewer in {where}"
         )
     cells = np.array(rows, dtype=object).reshape(len(rows), len(names))
-    return pd.DataFrame({name: cells[:, index] for index, name in enumerate(names)})
+    columns = {name: cells[:, index] for index, name in enumerate(names)}
+    return pd.DataFrame(columns, index=pd.Index(lines, dtype=np.int64, name=_LINE))
 
 
-def _csv_rows(source: Source) -> list[list[str]]:
-    """Return the cells of every line that is not empty; no field is interpreted."""
+def _csv_rows(source: Source) -> tuple[list[int], list[list[str]]]:
+    """Return each record's first line (from 1) and its cells; no field is interpreted."""
     opener: Callable[..., Any] = gzip.open if source.path.suffix == ".gz" else open
+    lines, rows = [], []
     with opener(source.path, "rt", encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=source.separator, skipinitialspace=True, strict=True)
-        return [line for line in lines if line]
+        reader = csv.reader(file, delimiter=source.separator, skipinitialspace=True, strict=True)
+        first = 1
+        for row in reader:
+            if row:  # an empty line is no record
+                lines.append(first)
+                rows.append(row)
+            first = reader.line_num + 1
+    return lines, rows
 
 
 def _read_parquet(source: Source, _data: DataSpec) -> pd.DataFrame:
-    return pd.read_parquet(source.path, engine="pyarrow")
+    frame = pd.read_parquet(source.path, engine="pyarrow")
+    return frame.set_axis(pd.RangeIndex(len(frame)), axis="index")  # the file may bring its own
 
 
 def _open_npz(source: Source) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from torch import nn
 from tacit.core.errors import AppError, ConfigError
 from tacit.core.logs import NOTE
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
-from tacit.learning.contract import input_shape
+from tacit.learning.features import input_shape
 from tacit.privacy.dpsgd.engine import gradient_notes
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
 

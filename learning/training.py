@@ -19,6 +19,7 @@ from torch import nn
 from tacit.core.errors import AppError, RefusedError
 from tacit.core.logs import NOTE
 from tacit.core.results import MAX_LOSS
+from tacit.learning.optimizers import forget_gradients, make_optimizer
 from tacit.privacy.dpsgd.engine import make_engine
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def _train_private(model: nn.Module, examples: Examples, recipe: Recipe, noise_k
     for note in engine.notes:
         logger.info("%s%s", NOTE, note)
     features, labels = _tensors(examples)
-    optimizer = _optimizer(engine.parameters, recipe.training)
+    optimizer = make_optimizer(engine.parameters, recipe.training)
     received = [p.detach().clone() for p in engine.parameters]
     for _ in range(recipe.plan.local_steps):
-        optimizer.zero_grad()  # or two sets of gradients stand in memory
+        forget_gradients(engine.parameters)  # or two sets of them stand in memory
         gradients = engine.gradient(features, labels)
         for parameter, gradient in zip(engine.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -106,13 +107,13 @@ def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:
     model.train()
     features, labels = _tensors(examples)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _optimizer(parameters, recipe.training)
+    optimizer = make_optimizer(parameters, recipe.training)
     received = [p.detach().clone() for p in parameters]
     losses = []
-    batches = _batches(len(examples), recipe)
+    numbers = batches(len(examples), size=recipe.training.batch_size, seed=recipe.batch_seed)
     for _ in range(recipe.training.local_steps):
-        batch = next(batches)
-        optimizer.zero_grad()
+        batch = next(numbers)
+        forget_gradients(parameters)
         loss = nn.functional.cross_entropy(model(features[batch]), labels[batch])
         loss.backward()  # type: ignore[no-untyped-call]
         _add_proximal(parameters, received, recipe.proximal_mu)
@@ -122,10 +123,13 @@ def _train_plain(model: nn.Module, examples: Examples, recipe: Recipe) -> float:
     return min(mean, MAX_LOSS) if not math.isnan(mean) else MAX_LOSS
 
 
-def _batches(records: int, recipe: Recipe) -> Iterator[torch.Tensor]:
-    """Yield batches for ever: shuffled passes over the records, each cut into whole batches."""
-    size = recipe.training.batch_size
-    generator = torch.Generator().manual_seed(recipe.batch_seed)
+def batches(records: int, *, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield batches for ever: shuffled passes over the records, each cut into whole batches.
+
+    Each is int64 ``(size,)`` of positions, or all of them where ``size`` is 0 or not below
+    ``records``.
+    """
+    generator = torch.Generator().manual_seed(seed)
     while True:
         if size == 0 or size >= records:
             yield torch.arange(records)
@@ -137,19 +141,6 @@ def _batches(records: int, recipe: Recipe) -> Iterator[torch.Tensor]:
 
 def _tensors(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(examples.features), torch.from_numpy(examples.labels)
-
-
-def _optimizer(parameters: list[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
-    if training.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
 
 
 def _add_proximal(

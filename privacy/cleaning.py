@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass, field
 
 from tacit.core.data_contract import MISSING_WORDS, canonical_text, parse_number
 from tacit.core.errors import DataError
-from tacit.core.wording import nearest_key, rows_line
+from tacit.core.wording import Places, nearest_key, rows_line
 
 _HASH_BYTES = 16  # 2^64 values before two of them are expected to share a hash
 
@@ -211,13 +211,20 @@ def verify_columns(named: Mapping[str, str], present: Sequence[str]) -> None:
         )
 
 
-def clean_table(table: Mapping[str, Sequence[str]], rules: Cleaning, *, key: bytes) -> Cleaned:
+def clean_table(
+    table: Mapping[str, Sequence[str]],
+    rules: Cleaning,
+    *,
+    key: bytes,
+    places: Places | None = None,
+) -> Cleaned:
     """Apply the rules to every record.
 
     Args:
         table: canonical texts of at least the columns that the rules name, all of one length.
         rules: the owner's.
         key: 32 bytes that stay at the owner; each hashed column has a key of its own from it.
+        places: where the records stand in their file, for messages; else rows from 1.
 
     Raises:
         DataError: a column is missing (``E-CLEAN-COLUMNS``), or cells of records that take part
@@ -225,6 +232,7 @@ def clean_table(table: Mapping[str, Sequence[str]], rules: Cleaning, *, key: byt
     """
     verify_columns({name: f"clean.{rule}" for name, rule in rules.columns.items()}, list(table))
     kept, left_out = _who_takes_part(table, rules)
+    found_at = places or Places(numbers=range(1, len(next(iter(table.values()), ())) + 1))
     cells: dict[str, list[str]] = {}
     changed: Counter[str] = Counter()
     problems: list[str] = []
@@ -239,15 +247,15 @@ def clean_table(table: Mapping[str, Sequence[str]], rules: Cleaning, *, key: byt
                 changed[f"{name}: {memo[text].changed}"] += count
         for kind in sorted({cell.wrong for cell in memo.values() if cell.wrong}):
             where = zip(kept, texts, strict=True)
-            rows = [position + 1 for position, text in where if memo[text].wrong == kind]
-            problems.append(rows_line(name, kind, rows))
+            wrong = [position for position, text in where if memo[text].wrong == kind]
+            problems.append(rows_line(name, kind, found_at, wrong))
     if problems:
         raise DataError(
             "E-CLEAN-CELLS",
             f"expected cells that client.toml's rules can clean, got {len(problems)} kinds of "
             "violation",
             problems=tuple(problems),
-            hint="correct these rows, or the rules under [data_sets.NAME.clean]",
+            hint="correct these records, or the rules under [data_sets.NAME.clean]",
         )
     return Cleaned(kept=kept, cells=cells, left_out=left_out, changed=dict(sorted(changed.items())))
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atacit/protos/control.proto\x12\x08tacit.v1\"\x0f\n\rStatusRequest\"\x9d\x02\n\x0bStatusReply\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\x14\n\x0cstarted_at_s\x18\x03 \x01(\x01\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x19\n\x11\x63onnected_clients\x18\x05 \x01(\r\x12\x18\n\x10\x65nrolled_clients\x18\x06 \x01(\r\x12\x14\n\x0crunning_runs\x18\x07 \x01(\r\x12\x13\n\x0bqueued_runs\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x0f\n\x07journal\x18\n \x01(\t\x12\x13\n\x0bspool_bytes\x18\x0b \x01(\x04\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x0c \x01(\x01\"\x14\n\x12ListMembersRequest\"\xd4\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x15\n\renrolled_at_s\x18\x06 \x01(\x01\x12\x16\n\x0elast_seen_at_s\x18\x07 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x08 \x01(\x01\x12\x1c\n\x14\x65nrolment_key_sha256\x18\t \x01(\t\x12\x18\n\x10software_version\x18\n \x01(\t\"5\n\x10ListMembersReply\x12!\n\x07members\x18\x01 \x03(\x0b\x32\x10.tacit.v1.Member\":\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\"2\n\x0bInviteReply\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"-\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"#\n\x0bRevokeReply\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\r\"\x0e\n\x0c\x44rainRequest\"\"\n\nDrainReply\x12\x14\n\x0crunning_runs\x18\x01 \x01(\r\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"E\n\x0eSubmitRunFrame\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x17.tacit.v1.SubmitRunHead\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"j\n\rSubmitRunHead\x12\x15\n\rspecification\x18\x01 \x01(\x0c\x12\x13\n\x0bsource_toml\x18\x02 \x01(\x0c\x12\x15\n\rinitial_bytes\x18\x03 \x01(\x04\x12\x16\n\x0einitial_sha256\x18\x04 \x01(\x0c\" \n\x0eSubmitRunReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x83\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x16\n\x0esubmitted_at_s\x18\x06 \x01(\x01\x12\x14\n\x0cstarted_at_s\x18\x07 \x01(\x01\x12\x12\n\nended_at_s\x18\x08 \x01(\x01\x12\x14\n\x0csubmitted_by\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x1c\n\x14specification_sha256\x18\x0b \x01(\x0c\x12)\n\tdecisions\x18\x0c \x03(\x0b\x32\x16.tacit.v1.NodeDecision\"a\n\x0cNodeDecision\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x0f\n\x07verdict\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\"\x11\n\x0fListRunsRequest\",\n\rListRunsReply\x12\x1b\n\x04runs\x18\x01 \x03(\x0b\x32\r.tacit.v1.Run\" \n\x0eShowRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"X\n\x0cShowRunReply\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.tacit.v1.Run\x12\x15\n\rspecification\x18\x02 \x01(\x0c\x12\x15\n\rmanifest_json\x18\x03 \x01(\x0c\"9\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"M\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x04 \x01(\x0c\"0\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0e\n\x0cStopRunReply\"\"\n\x10ListFilesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eListFilesReply\x12\x1d\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0e.tacit.v1.File\"3\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"?\n\x0fPullFileRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\")\n\tFileChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xa6\x06\n\x07\x43ontrol\x12\x38\n\x06Status\x12\x17.tacit.v1.StatusRequest\x1a\x15.tacit.v1.StatusReply\x12G\n\x0bListMembers\x12\x1c.tacit.v1.ListMembersRequest\x1a\x1a.tacit.v1.ListMembersReply\x12\x38\n\x06Invite\x12\x17.tacit.v1.InviteRequest\x1a\x15.tacit.v1.InviteReply\x12\x38\n\x06Revoke\x12\x17.tacit.v1.RevokeRequest\x1a\x15.tacit.v1.RevokeReply\x12\x35\n\x05\x44rain\x12\x16.tacit.v1.DrainRequest\x1a\x14.tacit.v1.DrainReply\x12\x32\n\x04Stop\x12\x15.tacit.v1.StopRequest\x1a\x13.tacit.v1.StopReply\x12\x41\n\tSubmitRun\x12\x18.tacit.v1.SubmitRunFrame\x1a\x18.tacit.v1.SubmitRunReply(\x01\x12>\n\x08ListRuns\x12\x19.tacit.v1.ListRunsRequest\x1a\x17.tacit.v1.ListRunsReply\x12;\n\x07ShowRun\x12\x18.tacit.v1.ShowRunRequest\x1a\x16.tacit.v1.ShowRunReply\x12;\n\x08WatchRun\x12\x19.tacit.v1.WatchRunRequest\x1a\x12.tacit.v1.RunEvent0\x01\x12;\n\x07StopRun\x12\x18.tacit.v1.StopRunRequest\x1a\x16.tacit.v1.StopRunReply\x12\x41\n\tListFiles\x12\x1a.tacit.v1.ListFilesRequest\x1a\x18.tacit.v1.ListFilesReply\x12<\n\x08PullFile\x12\x19.tacit.v1.PullFileRequest\x1a\x13.tacit.v1.FileChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atacit/protos/control.proto\x12\x08tacit.v1\"\x0f\n\rStatusRequest\"\x9d\x02\n\x0bStatusReply\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\x14\n\x0cstarted_at_s\x18\x03 \x01(\x01\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x19\n\x11\x63onnected_clients\x18\x05 \x01(\r\x12\x18\n\x10\x65nrolled_clients\x18\x06 \x01(\r\x12\x14\n\x0crunning_runs\x18\x07 \x01(\r\x12\x13\n\x0bqueued_runs\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x0f\n\x07journal\x18\n \x01(\t\x12\x13\n\x0bspool_bytes\x18\x0b \x01(\x04\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x0c \x01(\x01\"\x14\n\x12ListMembersRequest\"\xd4\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x15\n\renrolled_at_s\x18\x06 \x01(\x01\x12\x16\n\x0elast_seen_at_s\x18\x07 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x08 \x01(\x01\x12\x1c\n\x14\x65nrolment_key_sha256\x18\t \x01(\t\x12\x18\n\x10software_version\x18\n \x01(\t\"5\n\x10ListMembersReply\x12!\n\x07members\x18\x01 \x03(\x0b\x32\x10.tacit.v1.Member\":\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\"2\n\x0bInviteReply\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"-\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"#\n\x0bRevokeReply\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\r\"\x0e\n\x0c\x44rainRequest\"\"\n\nDrainReply\x12\x14\n\x0crunning_runs\x18\x01 \x01(\r\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"E\n\x0eSubmitRunFrame\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x17.tacit.v1.SubmitRunHead\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"j\n\rSubmitRunHead\x12\x15\n\rspecification\x18\x01 \x01(\x0c\x12\x13\n\x0bsource_toml\x18\x02 \x01(\x0c\x12\x15\n\rinitial_bytes\x18\x03 \x01(\x04\x12\x16\n\x0einitial_sha256\x18\x04 \x01(\x0c\" \n\x0eSubmitRunReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x83\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x16\n\x0esubmitted_at_s\x18\x06 \x01(\x01\x12\x14\n\x0cstarted_at_s\x18\x07 \x01(\x01\x12\x12\n\nended_at_s\x18\x08 \x01(\x01\x12\x14\n\x0csubmitted_by\x18\t \x01(\t\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x1c\n\x14specification_sha256\x18\x0b \x01(\x0c\x12)\n\tdecisions\x18\x0c \x03(\x0b\x32\x16.tacit.v1.NodeDecision\"y\n\x0cNodeDecision\x12\x0e\n\x06member\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x0f\n\x07verdict\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x16\n\x0elast_seen_at_s\x18\x06 \x01(\x01\"\x11\n\x0fListRunsRequest\",\n\rListRunsReply\x12\x1b\n\x04runs\x18\x01 \x03(\x0b\x32\r.tacit.v1.Run\" \n\x0eShowRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"X\n\x0cShowRunReply\x12\x1a\n\x03run\x18\x01 \x01(\x0b\x32\r.tacit.v1.Run\x12\x15\n\rspecification\x18\x02 \x01(\x0c\x12\x15\n\rmanifest_json\x18\x03 \x01(\x0c\"9\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"M\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x04 \x01(\x0c\"0\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0e\n\x0cStopRunReply\"\"\n\x10ListFilesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eListFilesReply\x12\x1d\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0e.tacit.v1.File\"3\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"?\n\x0fPullFileRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\")\n\tFileChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xa6\x06\n\x07\x43ontrol\x12\x38\n\x06Status\x12\x17.tacit.v1.StatusRequest\x1a\x15.tacit.v1.StatusReply\x12G\n\x0bListMembers\x12\x1c.tacit.v1.ListMembersRequest\x1a\x1a.tacit.v1.ListMembersReply\x12\x38\n\x06Invite\x12\x17.tacit.v1.InviteRequest\x1a\x15.tacit.v1.InviteReply\x12\x38\n\x06Revoke\x12\x17.tacit.v1.RevokeRequest\x1a\x15.tacit.v1.RevokeReply\x12\x35\n\x05\x44rain\x12\x16.tacit.v1.DrainRequest\x1a\x14.tacit.v1.DrainReply\x12\x32\n\x04Stop\x12\x15.tacit.v1.StopRequest\x1a\x13.tacit.v1.StopReply\x12\x41\n\tSubmitRun\x12\x18.tacit.v1.SubmitRunFrame\x1a\x18.tacit.v1.SubmitRunReply(\x01\x12>\n\x08ListRuns\x12\x19.tacit.v1.ListRunsRequest\x1a\x17.tacit.v1.ListRunsReply\x12;\n\x07ShowRun\x12\x18.tacit.v1.ShowRunRequest\x1a\x16.tacit.v1.ShowRunReply\x12;\n\x08WatchRun\x12\x19.tacit.v1.WatchRunRequest\x1a\x12.tacit.v1.RunEvent0\x01\x12;\n\x07StopRun\x12\x18.tacit.v1.StopRunRequest\x1a\x16.tacit.v1.StopRunReply\x12\x41\n\tListFiles\x12\x1a.tacit.v1.ListFilesRequest\x1a\x18.tacit.v1.ListFilesReply\x12<\n\x08PullFile\x12\x19.tacit.v1.PullFileRequest\x1a\x13.tacit.v1.FileChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -66,33 +66,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUN']._serialized_start=1127
   _globals['_RUN']._serialized_end=1386
   _globals['_NODEDECISION']._serialized_start=1388
-  _globals['_NODEDECISION']._serialized_end=1485
-  _globals['_LISTRUNSREQUEST']._serialized_start=1487
-  _globals['_LISTRUNSREQUEST']._serialized_end=1504
-  _globals['_LISTRUNSREPLY']._serialized_start=1506
-  _globals['_LISTRUNSREPLY']._serialized_end=1550
-  _globals['_SHOWRUNREQUEST']._serialized_start=1552
-  _globals['_SHOWRUNREQUEST']._serialized_end=1584
-  _globals['_SHOWRUNREPLY']._serialized_start=1586
-  _globals['_SHOWRUNREPLY']._serialized_end=1674
-  _globals['_WATCHRUNREQUEST']._serialized_start=1676
-  _globals['_WATCHRUNREQUEST']._serialized_end=1733
-  _globals['_RUNEVENT']._serialized_start=1735
-  _globals['_RUNEVENT']._serialized_end=1812
-  _globals['_STOPRUNREQUEST']._serialized_start=1814
-  _globals['_STOPRUNREQUEST']._serialized_end=1862
-  _globals['_STOPRUNREPLY']._serialized_start=1864
-  _globals['_STOPRUNREPLY']._serialized_end=1878
-  _globals['_LISTFILESREQUEST']._serialized_start=1880
-  _globals['_LISTFILESREQUEST']._serialized_end=1914
-  _globals['_LISTFILESREPLY']._serialized_start=1916
-  _globals['_LISTFILESREPLY']._serialized_end=1963
-  _globals['_FILE']._serialized_start=1965
-  _globals['_FILE']._serialized_end=2016
-  _globals['_PULLFILEREQUEST']._serialized_start=2018
-  _globals['_PULLFILEREQUEST']._serialized_end=2081
-  _globals['_FILECHUNK']._serialized_start=2083
-  _globals['_FILECHUNK']._serialized_end=2124
-  _globals['_CONTROL']._serialized_start=2127
-  _globals['_CONTROL']._serialized_end=2933
+  _globals['_NODEDECISION']._serialized_end=1509
+  _globals['_LISTRUNSREQUEST']._serialized_start=1511
+  _globals['_LISTRUNSREQUEST']._serialized_end=1528
+  _globals['_LISTRUNSREPLY']._serialized_start=1530
+  _globals['_LISTRUNSREPLY']._serialized_end=1574
+  _globals['_SHOWRUNREQUEST']._serialized_start=1576
+  _globals['_SHOWRUNREQUEST']._serialized_end=1608
+  _globals['_SHOWRUNREPLY']._serialized_start=1610
+  _globals['_SHOWRUNREPLY']._serialized_end=1698
+  _globals['_WATCHRUNREQUEST']._serialized_start=1700
+  _globals['_WATCHRUNREQUEST']._serialized_end=1757
+  _globals['_RUNEVENT']._serialized_start=1759
+  _globals['_RUNEVENT']._serialized_end=1836
+  _globals['_STOPRUNREQUEST']._serialized_start=1838
+  _globals['_STOPRUNREQUEST']._serialized_end=1886
+  _globals['_STOPRUNREPLY']._serialized_start=1888
+  _globals['_STOPRUNREPLY']._serialized_end=1902
+  _globals['_LISTFILESREQUEST']._serialized_start=1904
+  _globals['_LISTFILESREQUEST']._serialized_end=1938
+  _globals['_LISTFILESREPLY']._serialized_start=1940
+  _globals['_LISTFILESREPLY']._serialized_end=1987
+  _globals['_FILE']._serialized_start=1989
+  _globals['_FILE']._serialized_end=2040
+  _globals['_PULLFILEREQUEST']._serialized_start=2042
+  _globals['_PULLFILEREQUEST']._serialized_end=2105
+  _globals['_FILECHUNK']._serialized_start=2107
+  _globals['_FILECHUNK']._serialized_end=2148
+  _globals['_CONTROL']._serialized_start=2151
+  _globals['_CONTROL']._serialized_end=2957
 # @@protoc_insertion_point(module_scope)

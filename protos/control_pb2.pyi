@@ -461,11 +461,14 @@ class NodeDecision(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_S_FIELD_NUMBER: _builtins.int
     member: _builtins.str
     node_id: _builtins.int
     verdict: _builtins.str
     code: _builtins.str
     connected: _builtins.bool
+    last_seen_at_s: _builtins.float
+    """when it came or went last"""
     def __init__(
         self,
         *,
@@ -474,10 +477,11 @@ class NodeDecision(_message.Message):
         verdict: _builtins.str = ...,
         code: _builtins.str = ...,
         connected: _builtins.bool = ...,
+        last_seen_at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "connected", b"connected", "member", b"member", "node_id", b"node_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "connected", b"connected", "last_seen_at_s", b"last_seen_at_s", "member", b"member", "node_id", b"node_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,13 +46,20 @@ _STATUS: tuple[tuple[type[TacitError], grpc.StatusCode], ...] = (
     (AppError, grpc.StatusCode.INTERNAL),
 )
 
-_ASK_OPERATOR = "Ask the operator for a new token (`tacit server invite`)."
+_ASK_OPERATOR = "Ask the operator of the server for a new token."
+_IS_IT_UP = "Check address and port; on its own machine, `tacit server status` tells if it runs."
 MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-CERTIFICATE-EXPIRED": ("this member's certificate has ended", _ASK_OPERATOR),
-    "E-CLIENTS-LIMIT": ("the federation is full", "The limit is max_clients in server.toml."),
-    "E-DISK-FULL": ("the server's disk is full", "Free some space there; nothing was lost."),
-    "E-FILE-UNKNOWN": ("the run has no such file", "`tacit run pull` lists what there is."),
-    "E-INTERNAL": ("the server met a bug", "The server's log tells where."),
+    "E-CLIENTS-LIMIT": (
+        "the federation is full",
+        "Ask the operator: the limit is max_clients in server.toml.",
+    ),
+    "E-DISK-FULL": (
+        "the server's disk is full",
+        "The operator frees some space there; nothing was lost.",
+    ),
+    "E-FILE-UNKNOWN": ("the run has no such file", "`tacit run pull` fetches what there is."),
+    "E-INTERNAL": ("the server met a bug", "Ask the operator: the server's log tells where."),
     "E-KEY-KNOWN": ("these keys are enrolled already", "Enrol from an empty state directory."),
     "E-LEDGER-FORK": (
         "the server has seen another history of this node's ledger",
@@ -68,6 +75,13 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-MEMBER-EXISTS": ("there is a member of that name", "Choose another name, or revoke it."),
     "E-MEMBER-REVOKED": ("this member has been revoked", _ASK_OPERATOR),
     "E-MEMBER-UNKNOWN": ("there is no member of that name", "See `tacit server members`."),
+    "E-NODE-TWICE": (
+        "another node has connected with this node's keys while this one was connected",
+        (
+            "Two nodes work on copies of one state directory, and each charges a ledger that lacks "
+            "what the other released: stop one for good, and see `tacit client check` at the other."
+        ),
+    ),
     "E-PROTOCOL-VERSION": (
         "server and client speak different versions of the protocol",
         "Install the same version of tacit at both ends.",
@@ -81,7 +95,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-RUN-UNKNOWN": ("there is no such run", "See `tacit run list`."),
     "E-RUNS-LIMIT": ("the server has as many runs waiting as it takes", "Try again later."),
     "E-SERVER-DRAINING": ("the server is about to stop and takes no new work", "Try again later."),
-    "E-SPOOL-FULL": ("the server's spool is full", "The limit is max_spool_bytes in server.toml."),
+    "E-SPOOL-FULL": (
+        "the server's spool is full",
+        "The operator may raise max_spool_bytes in server.toml.",
+    ),
     "E-TOKEN-EXPIRED": ("the token has expired", _ASK_OPERATOR),
     "E-TOKEN-USED": ("the token has been used", _ASK_OPERATOR),
     "E-TOKEN-WITHDRAWN": ("a newer token replaced this one", "Use the newer token."),
@@ -118,8 +135,8 @@ _TRANSPORT: tuple[_Rule, ...] = (  # words of gRPC's details, then family, code,
         "E-SERVER-CERTIFICATE-NAME",
         "the server's certificate does not name this address",
         (
-            "Use an address that the server has, or let the operator add it "
-            "(`tacit server init --name`)."
+            "Use an address that the server has; or the operator adds this one to `names` in "
+            "server.toml and starts the server again."
         ),
     ),
     (
@@ -134,7 +151,7 @@ _TRANSPORT: tuple[_Rule, ...] = (  # words of gRPC's details, then family, code,
         UnavailableError,
         "E-SERVER-UNREACHABLE",
         "nothing listens at the server's address",
-        "Check address and port, and that the daemon runs (`tacit server status`).",
+        _IS_IT_UP,
     ),
     (
         "No such file or directory",
@@ -172,7 +189,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, tuple[type[TacitError], str, str, str]] = {
         UnavailableError,
         "E-SERVER-UNREACHABLE",
         "the server cannot be reached",
-        "Check address and port, and that the daemon runs (`tacit server status`).",
+        _IS_IT_UP,
     ),
     grpc.StatusCode.CANCELLED: (
         UnavailableError,

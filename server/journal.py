@@ -225,15 +225,20 @@ class RunJournal:
         logged = []
         if approved and known is not None and connected != known.connected:
             kind = EventKind.NODE_JOINED if connected else EventKind.NODE_LEFT
-            logged = [(kind, {"member": self.around.member(node_id), "node_id": node_id})]
+            fields = {"member": self.around.member(node_id), "node_id": node_id}
+            logged = [(kind, fields if connected else fields | {"code": ""})]
         self.apply(effects, Changes(logged=logged))
 
     def drop_node(self, node_id: int, code: str) -> None:
         """Fail what a node owes: it was revoked, has left, or its owner withdrew the approval."""
+        known = self._nodes.get(node_id)
         self._nodes[node_id] = _Node(approved=False, connected=False)
-        self.apply(
-            self.exchange.drop_node(node_id, code, now=self.around.clock()),
-        )
+        logged = []
+        if known is not None and known.approved:
+            fields = {"member": self.around.member(node_id), "node_id": node_id, "code": code}
+            logged = [(EventKind.NODE_LEFT, fields)]
+        effects = self.exchange.drop_node(node_id, code, now=self.around.clock())
+        self.apply(effects, Changes(logged=logged))
 
     def note_refused(self, node_id: int, code: str) -> None:
         """Store once, until the node is connected again, that it was refused and why."""

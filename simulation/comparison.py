@@ -16,6 +16,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tacit.core.artifacts import RunFolder, load_arrays, write_atomic
 from tacit.core.errors import UnavailableError
 from tacit.core.specification import PrivacyMode, RunSpec, to_plain
@@ -81,6 +83,7 @@ def compare(
             "expected held-out records to compare models on, got none",
             hint="raise training.validation_fraction",
         )
+    torch.set_num_threads(1)  # as in an owner's worker; several would wait for each other
     secret = os.urandom(32)
     private = specification.privacy.mode is not PrivacyMode.NONE
 

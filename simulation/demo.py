@@ -132,7 +132,7 @@ def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch
     with open_profile(profile) as operator:
         say("Operator: submits the run; each hospital's own policy decides")
         run_id = _submit(operator, homes)
-        _follow(children, operator, run_id, watch)
+        _follow(children, operator, run_id, say, watch)
         say("Operator: pulls the run folder")
         folder = out / "run"
         operator.pull_run(run_id, folder)
@@ -201,12 +201,16 @@ def _submit(operator: ControlClient, homes: Path) -> str:
     return operator.submit(submission)
 
 
-def _follow(children: Children, operator: ControlClient, run_id: str, watch: Watch) -> None:
+def _follow(
+    children: Children, operator: ControlClient, run_id: str, say: Say, watch: Watch
+) -> None:
     last: Event | None = None
     for event in operator.watch(run_id):
         children.verify_alive()
         watch(event)
         last = event
+        if event.kind is EventKind.RUN_STARTED:
+            say("Hospitals: their confined workers load torch, then begin; later rounds are quick")
         if event.kind is EventKind.NODE_DECIDED and event.fields.get("verdict") == "denied":
             raise AppError(  # nobody will change their mind here
                 str(event.fields.get("code") or "E-RUN-FAILED"),

@@ -220,8 +220,9 @@ def _whose(whole: DataSet, data: DataSpec) -> tuple[list[str], list[bool]] | Non
         DataError: it breaks the contract or the rules, or holds more than is declared.
     """
     raw = load_raw(source_of(whole), data)
-    clean = clean_raw(raw, whole.clean, subject=whole.subject, key=bytes(32))
-    prepared = encode(data, clean.raw, row_numbers=clean.row_numbers)
+    name = whole.path.name
+    clean = clean_raw(raw, whole.clean, subject=whole.subject, key=bytes(32), file=name)
+    prepared = encode(data, clean.raw, row_numbers=clean.row_numbers, file=name)
     verify_declared(len(prepared.labels), whole.records)
     if isinstance(raw, RawImages):
         return None

@@ -85,8 +85,11 @@ print(sorted(names & set(sys.argv[2].split(","))))
         ("tacit.privacy.ledger", "torch,opacus,flwr,grpc,dp_accounting,scipy"),
         ("tacit.cli.login", "torch,opacus,flwr"),
         ("tacit.cli.config", "torch,opacus,flwr,grpc"),
+        ("tacit.cli.audit", "torch,opacus,flwr,grpc,numpy,scipy,rich,matplotlib"),
         ("tacit.cli.privacy", "torch,opacus,flwr,grpc,numpy"),
         ("tacit.privacy.lint_source", "torch,opacus,flwr,grpc"),
+        ("tacit.attacks.binned", "torch,opacus,flwr,grpc"),
+        ("tacit.attacks.bounds.one_run", "torch,opacus,flwr,grpc,dp_accounting"),
         ("tacit.core.identity", "torch,opacus,flwr,grpc,numpy,sqlalchemy"),
     ],
 )

@@ -196,6 +196,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         record = find_run(self._store, request.run_id)
         run = run_message(record)
         names = self._membership.names()
+        seen = {m.node_id: m.last_seen_at_s for m in list_members(self._store, now=self._now())}
         for decision in self._scheduler.decisions(record.run_id).values():
             run.decisions.add(
                 member=names.get(decision.node_id, ""),
@@ -203,6 +204,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 verdict=decision.verdict.value,
                 code=decision.code,
                 connected=self._sessions.connected(decision.node_id),
+                last_seen_at_s=seen.get(decision.node_id, 0.0),
             )
         manifest = self._scheduler.run_folder(record.run_id).manifest
         return control_pb2.ShowRunReply(

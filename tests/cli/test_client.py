@@ -127,6 +127,28 @@ def test_an_owner_sees_why_the_operator_stopped_a_run(
     }
 
 
+def test_the_status_of_a_node_with_many_runs_stays_readable(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that go on are all shown, however old; of the ended ones the latest ten, and a count."""
+    Domain.create().member(home / "identity", 1)
+    store = open_store(home / STORE_NAME)
+    pending = store.list_runs()[0]
+    for number in range(70):
+        run_id = f"r-{number + 256:08x}"
+        fields = {"run_id": run_id, "offered_at_s": 1.0 + number, "reason": ""}
+        store.save_run(dataclasses.replace(pending, **fields))
+        store.end_run(run_id, "finished")
+    store.close()
+    assert run(["client", "status", "--home", str(home)]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 30
+    assert [run_id in text for run_id in ("r-0000000a", "r-0000000b")] == [True, True]
+    shown = [number for number in range(70) if f"r-{number + 256:08x}" in text]
+    assert shown == list(range(60, 70))
+    assert "  and 40 that ended before" in text
+
+
 def test_an_owner_sees_what_each_data_set_has_spent(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,10 +167,10 @@ def test_an_owner_sees_what_each_data_set_has_spent(
     assert heart["left"] == pytest.approx(8.0 - epsilon)
     with tampering(home / LEDGER_NAME) as connection:
         connection.execute("UPDATE entries SET hash = x'00' WHERE sequence = 3")
-    assert run(["client", "status", "--home", str(home)]) == 0
+    assert run(["client", "status", "--home", str(home)]) == 5
     text = capsys.readouterr().out
     assert "WRONG: expected an unbroken ledger, got damage at entry 3" in text
-    assert "put back the newest undamaged copy" in text
+    assert "restore the newest undamaged copy" in text
 
 
 def test_an_ambiguous_beginning_names_no_run(

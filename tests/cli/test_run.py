@@ -201,6 +201,47 @@ def test_on_a_terminal_waiting_is_a_state_and_not_a_line(monkeypatch: pytest.Mon
     assert "1/1" in shown[shown.rindex("rounds ") :]
 
 
+def replies(*members: str) -> list[Event]:
+    kinds: list[tuple[EventKind, dict[str, object]]] = [
+        (EventKind.ROUND_STARTED, {"round": 1, "cohort": ["ada", "va"]}),
+        *((EventKind.REPLY_RECEIVED, {"round": 1, "member": member}) for member in members),
+    ]
+    return [
+        Event(sequence=number, at_s=0.0, kind=kind, fields=fields)
+        for number, (kind, fields) in enumerate(kinds, start=1)
+    ]
+
+
+def test_the_first_round_tells_who_has_answered(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the long one, since every owner's worker starts; answers to a second task are not."""
+    with RoundProgress(2) as progress:
+        for event in replies("va", "ada", "va", "ada"):  # the last two: of an evaluation
+            progress.show(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "round 1: va has answered (1 of 2)",
+        "round 1: ada has answered (2 of 2)",
+    ]
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with RoundProgress(2, stream=terminal) as progress:
+        for event in replies("va"):
+            progress.show(event)
+    assert "round 1: 1 of 2 answered" in terminal.getvalue()
+
+
+def test_an_owner_who_is_lost_and_back_is_named() -> None:
+    """So is one who is out for good, with the code that says why."""
+
+    def line(kind: EventKind, **fields: object) -> str:
+        return line_of(Event(sequence=1, at_s=0.0, kind=kind, fields=fields), 2)
+
+    assert line(EventKind.NODE_LEFT, member="va", code="") == "va: its connection is lost"
+    assert line(EventKind.NODE_LEFT, member="va", code="E-MEMBER-REVOKED").endswith("REVOKED")
+    assert line(EventKind.NODE_JOINED, member="va") == "va: connected again"
+
+
 def test_rounds_name_their_members() -> None:
     """Node ids stay for scripts; names stand beside them, and an unnamed node keeps its id."""
     entry = {"round": 1, "cohort": [7, 8, 9], "failed": {"8": "E-APP-RAISED"}}

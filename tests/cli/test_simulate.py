@@ -160,7 +160,12 @@ def test_simulate_names_the_rows_of_the_file_that_was_given(
     arguments = ["--clients", "4", "--data", str(data), "--out", str(tmp_path / "out")]
     assert run(["simulate", str(tmp_path / "run.toml"), *arguments]) == 3
     text = capsys.readouterr().err
-    assert "y: unknown label: 3 rows (7, 31, 60)" in text
+    where = (
+        "(lines 8, 32, 61 of data.csv)"
+        if form == ".csv"
+        else "(rows 7, 31, 60 of data.parquet; the first is row 1)"
+    )
+    assert f"y: unknown label: 3 records {where}" in text
     assert "maybe" not in text
     assert not (tmp_path / "out").exists()
 

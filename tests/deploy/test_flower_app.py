@@ -224,7 +224,7 @@ def test_configure_prints_the_command_that_comes_next(tmp_path: Path) -> None:
     bad = [*data, str(tmp_path / "bad.csv"), "--clients", "2"]
     failed = subprocess.run(bad, capture_output=True, text=True, check=False)
     assert failed.returncode == 3
-    assert "age: outside the declared range: 1 rows (2)" in failed.stderr
+    assert "age: outside the declared range: 1 record (line 3 of bad.csv)" in failed.stderr
 
 
 @pytest.mark.slow

@@ -107,8 +107,8 @@ BAD_DATA = {
     "missing column": (without_column, ("age",)),
     "empty": (lambda rows: rows[:1], ("record",)),
     "one class": (of_one_class, ("class",)),
-    "NaN": (with_nan, ("age", "row")),
-    "out of range": (out_of_range, ("age", "row")),
+    "NaN": (with_nan, ("age", "line 2 of data.csv")),
+    "out of range": (out_of_range, ("age", "line 2 of data.csv")),
 }
 
 

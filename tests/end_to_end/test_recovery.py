@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -94,9 +94,23 @@ def test_a_client_killed_in_the_middle_of_training(
         played.daemons["ada"].kill()
         eventually("its worker to end", lambda: not played.processes("tacit.client.worker ada"))
         assert played.outbox("ada") == []
+        played.wait_for_event(run_id, "node_left", member="ada", code="")
+        assert [each["member"] for each in shown(played, run_id)["missing"]] == ["ada"]
         release(played)
         played.start_client("ada")
         assert_whole(played, run_id, uninterrupted)
+    assert shown(played, run_id)["missing"] == []
+    watched = played.tacit("run", "watch", run_id).out.splitlines()
+    lost, back = watched.index("ada: its connection is lost"), watched.index("ada: connected again")
+    assert lost < back
+    pulled = played.pull(run_id).events.read_text()
+    assert pulled.index('"node_left"') < pulled.index('"node_joined"')
+
+
+def shown(played: Federation, run_id: str) -> dict[str, Any]:
+    """What `tacit run show` says to scripts."""
+    value: dict[str, Any] = played.tacit("run", "show", run_id, "--json").json
+    return value
 
 
 def test_a_client_killed_between_storing_and_sending(

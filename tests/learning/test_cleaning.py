@@ -91,7 +91,9 @@ def test_violations_after_cleaning_name_rows_of_the_file() -> None:
     )
     with pytest.raises(DataError) as caught:
         encode(spec, clean.raw, row_numbers=clean.row_numbers)
-    assert caught.value.problems == ("age: outside the declared range: 2 rows (7, 9)",)
+    assert caught.value.problems == (
+        "age: outside the declared range: 2 records (rows 7, 9; the first is row 1)",
+    )
     rules = Cleaning(require=("age",), clip={"age": (0.0, 100.0)})
     prepared = encode(
         spec,
@@ -131,7 +133,9 @@ def test_a_record_without_a_subject_is_refused_or_left_out() -> None:
     frame = table(6).assign(patientId=["a", "", "b", None, "c", "?"])
     with pytest.raises(DataError) as caught:
         clean_raw(frame, Cleaning(), subject="patientId", key=KEY)
-    assert caught.value.problems == ("patientId: empty cell: 3 rows (2, 4, 6)",)
+    assert caught.value.problems == (
+        "patientId: empty cell: 3 records (rows 2, 4, 6; the first is row 1)",
+    )
     clean = clean_raw(frame, Cleaning(require=("patientId",)), subject="patientId", key=KEY)
     assert clean.subjects == ("a", "b", "c")
 

@@ -14,7 +14,8 @@ from tacit.core.configuration import from_plain
 from tacit.core.data_contract import canonical_text
 from tacit.core.errors import DataError
 from tacit.core.specification import DataSpec
-from tacit.learning.contract import encode, feature_names, input_shape
+from tacit.learning.contract import encode
+from tacit.learning.features import feature_names, input_shape
 from tacit.learning.loaders import RawImages
 
 
@@ -80,14 +81,14 @@ def test_all_violations_are_reported_at_once_by_row(table_spec: DataSpec) -> Non
     )
     found = problems(table_spec, frame)
     assert found == (
-        "age: not a number: 1 rows (2)",
-        "age: not finite: 1 rows (3)",
-        "age: outside the declared range: 1 rows (4)",
-        "blood: empty cell: 1 rows (3)",
-        "blood: not one of the declared values: 1 rows (2)",
-        "male: not a boolean: 1 rows (3)",
-        "sick: label missing: 1 rows (2)",
-        "sick: unknown label: 1 rows (3)",
+        "age: not a number: 1 record (row 2; the first is row 1)",
+        "age: not finite: 1 record (row 3; the first is row 1)",
+        "age: outside the declared range: 1 record (row 4; the first is row 1)",
+        "blood: empty cell: 1 record (row 3; the first is row 1)",
+        "blood: not one of the declared values: 1 record (row 2; the first is row 1)",
+        "male: not a boolean: 1 record (row 3; the first is row 1)",
+        "sick: label missing: 1 record (row 2; the first is row 1)",
+        "sick: unknown label: 1 record (row 3; the first is row 1)",
     )
     assert "77" not in "".join(found)
 
@@ -97,8 +98,11 @@ def test_many_rows_are_counted_and_the_first_named(table_spec: DataSpec) -> None
     frame = pd.DataFrame(
         {"age": ["999"] * 50, "blood": ["A"] * 50, "male": ["1"] * 50, "sick": ["no", "yes"] * 25}
     )
-    expected = "age: outside the declared range: 50 rows (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)"
-    assert problems(table_spec, frame) == (expected,)
+    (found,) = problems(table_spec, frame)
+    assert found == (
+        "age: outside the declared range: 50 records "
+        "(rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...; the first is row 1)"
+    )
 
 
 def test_nan_in_typed_data_is_a_violation() -> None:
@@ -106,7 +110,7 @@ def test_nan_in_typed_data_is_a_violation() -> None:
     column = {"x": {"type": "number", "range": [0.0, 1.0]}}
     spec = from_plain({"classes": ["0", "1"], "label": "y", "columns": column}, DataSpec)
     frame = pd.DataFrame({"x": [0.5, float("nan")], "y": [0, 1]})
-    assert problems(spec, frame) == ("x: empty cell: 1 rows (2)",)
+    assert problems(spec, frame) == ("x: empty cell: 1 record (row 2; the first is row 1)",)
 
 
 def test_missing_columns_are_all_named(table_spec: DataSpec, frame: pd.DataFrame) -> None:
@@ -167,7 +171,9 @@ def test_numbers_with_underscores_are_not_numbers(
 ) -> None:
     """Python's own spelling of 1000 is a fault in a file."""
     frame.loc[0, "age"] = "1_0"
-    assert problems(table_spec, frame) == ("age: not a number: 1 rows (1)",)
+    assert problems(table_spec, frame) == (
+        "age: not a number: 1 record (row 1; the first is row 1)",
+    )
 
 
 def images(count: int = 4, **changes: Any) -> RawImages:
@@ -195,11 +201,12 @@ def test_faulty_images_are_reported_by_row(image_spec: DataSpec) -> None:
         labels=np.array(["cat", "dog", "cat", "cow"]),
         broken={"unreadable image": (4,)},
     )
+    order = "the first is image 1, in the order of names"
     assert problems(image_spec, raw) == (
-        "image: unreadable image: 1 rows (4)",
-        "image: not finite: 1 rows (2)",
-        "image: outside the declared range: 1 rows (3)",
-        "label: unknown label: 1 rows (4)",
+        f"image: unreadable image: 1 record (image 4; {order})",
+        f"image: not finite: 1 record (image 2; {order})",
+        f"image: outside the declared range: 1 record (image 3; {order})",
+        f"label: unknown label: 1 record (image 4; {order})",
     )
 
 

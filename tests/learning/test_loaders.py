@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tacit.core.configuration import from_plain
 from tacit.core.errors import DataError, TacitError, UnavailableError
+from tacit.core.specification import DataSpec
 from tacit.learning.contract import encode
 from tacit.learning.loaders import RawImages, Source, load_raw
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tacit.core.specification import DataSpec
 
 TEXT = "age,blood,male,sick,note\n25,A,1,no,w\n75.0,B,0,yes,x\n?,0.0,true,2,y\n100,A,False,no,z\n"
 
@@ -127,11 +128,53 @@ def test_a_damaged_archive_is_unreadable(tmp_path: Path, table_spec: DataSpec) -
 
 
 def test_ragged_rows_are_named_by_number(tmp_path: Path, table_spec: DataSpec) -> None:
-    """The owner is told which rows have another number of cells."""
+    """The owner is told which lines have another number of cells."""
     path = tmp_path / "data.csv"
     path.write_text("a,b\n1,2\n3\n4,5\n6,7,8\n")
-    with pytest.raises(DataError, match=r"2 rows have more or fewer \(2, 4\)"):
+    with pytest.raises(DataError, match=r"more or fewer in 2 records \(lines 3, 5 of data.csv\)"):
         load_raw(Source(path=path), table_spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        ("age,sick\n5,no\n999,yes\n", (), "1 record (line 3 of data.csv)"),
+        ("5,no\n999,yes\n", ("age", "sick"), "1 record (line 2 of data.csv)"),
+        ("\nage,sick\n\n5,no\n\n\n999,yes\n", (), "1 record (line 7 of data.csv)"),
+        ('age,sick\n5,"no\n"\n999,yes\n888,no\n', (), "2 records (lines 4, 5 of data.csv)"),
+        ('age,sick,"a\nb"\n5,no,x\n999,"yes\n",y\n', (), "1 record (line 4 of data.csv)"),
+    ],
+)
+def test_a_message_names_the_line_of_the_file(
+    text: str, columns: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    """The number is an editor's: header, empty lines and cells of several lines are counted."""
+    path = tmp_path / "data.csv"
+    path.write_text(text)
+    age = {"age": {"type": "number", "range": [0.0, 100.0]}}
+    plain = {"label": "sick", "classes": ["no", "yes"], "columns": age}
+    spec = from_plain(plain, DataSpec)
+    raw = load_raw(Source(path=path, header=not columns, columns=columns), spec)
+    with pytest.raises(DataError) as caught:
+        encode(spec, raw, file=path.name)
+    assert caught.value.problems == (f"age: outside the declared range: {expected}",)
+
+
+@pytest.mark.parametrize("form", ["parquet", "npz"])
+def test_a_file_without_lines_counts_rows_from_one(form: str, tmp_path: Path) -> None:
+    """The message says what it counts, whatever index a Parquet file brings along."""
+    frame = pd.DataFrame({"x": [0.5, 7.0], "y": ["0", "1"]}, index=["patient-a", "patient-b"])
+    path = tmp_path / f"data.{form}"
+    if form == "parquet":
+        frame.to_parquet(path)
+    else:
+        np.savez(path, x=frame["x"].to_numpy(), y=frame["y"].to_numpy(dtype=str))
+    columns = {"x": {"type": "number", "range": [0.0, 1.0]}}
+    spec = from_plain({"label": "y", "classes": ["0", "1"], "columns": columns}, DataSpec)
+    with pytest.raises(DataError) as caught:
+        encode(spec, load_raw(Source(path=path, format=form), spec), file=path.name)
+    place = f"1 record (row 2 of {path.name}; the first is row 1)"
+    assert caught.value.problems == (f"x: outside the declared range: {place}",)
 
 
 @pytest.mark.parametrize(("form", "code"), [("csv", "E-DATA-MISSING"), ("xml", "E-DATA-FORMAT")])

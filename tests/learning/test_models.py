@@ -12,7 +12,7 @@ from torch import nn
 from tacit.core.configuration import from_plain
 from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
-from tacit.learning.contract import input_shape
+from tacit.learning.features import input_shape
 from tacit.learning.models import (
     ModelFacts,
     build_model,

@@ -176,8 +176,8 @@ def test_what_cannot_be_cleaned_is_refused_by_row_never_by_value() -> None:
         clean(table, rules)
     assert caught.value.code == "E-CLEAN-CELLS"
     assert caught.value.problems == (
-        "age: not a number: 3 rows (2, 3, 5)",
-        "blood: not one of the known values: 1 rows (3)",
+        "age: not a number: 3 records (rows 2, 3, 5; the first is row 1)",
+        "blood: not one of the known values: 1 record (row 3; the first is row 1)",
     )
     assert hidden not in str(caught.value) + " ".join(caught.value.problems)
 

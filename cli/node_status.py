@@ -1,4 +1,4 @@
-"""What `tacit client status` prints: link, ledger, runs and verdicts, what left and what not."""
+"""`tacit client status` for people: connection, ledger, runs, and what left or did not."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from tacit.cli.output import Table, table_text, visible
 from tacit.client.configuration import CHANGED
 from tacit.client.status import REVOKED
 
+_ENDED_SHOWN = 10
+
 
 def show_status(value: dict[str, Any]) -> None:
-    """Print a node's status for people."""
+    """Print what `tacit client status --json` holds, for people."""
     connection = value["connection"]
     line = f"{value['member']} (node {value['node_id']}): {connection['state']}"
     if connection["address"]:
@@ -28,19 +30,28 @@ def show_status(value: dict[str, Any]) -> None:
     if connection["state"] not in ("stopped", REVOKED):
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
     _show_ledger(value["ledger"])
-    typer.echo("\nRuns")
-    typer.echo(table_text(_runs_table(value["runs"])))
-    for run in value["runs"]:
-        if run["reason"]:
-            typer.echo(f"  {run['run_id']}: {run['reason']}")
-        if run["ended_reason"]:  # words of another machine
-            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
+    _show_runs(value["runs"])
     _show_repeats(value.get("repeats", []))
     typer.echo("\nWhat left, and what did not (latest first)")
     typer.echo(table_text(_decisions_table(value["decisions"])))
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
     if kept:
         typer.echo(f"\n{kept} replies wait for the server")
+
+
+def _show_runs(runs: list[dict[str, Any]]) -> None:
+    """Show the runs that go on, and of those that have ended the latest."""
+    ended = [run["run_id"] for run in runs if run["ended"]]
+    shown = [run for run in runs if run["run_id"] not in ended[_ENDED_SHOWN:]]
+    typer.echo("\nRuns")
+    typer.echo(table_text(_runs_table(shown)))
+    if len(shown) < len(runs):
+        typer.echo(f"  and {len(runs) - len(shown)} that ended before: --json lists the latest 50")
+    for run in shown:
+        if run["reason"]:
+            typer.echo(f"  {run['run_id']}: {run['reason']}")
+        if run["ended_reason"]:  # words of another machine
+            typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
 
 
 def _show_repeats(repeats: list[dict[str, Any]]) -> None:
@@ -66,6 +77,7 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["problem"]:
         typer.echo(f"  WRONG: {visible(ledger['problem'])}")
         typer.echo(f"  {ledger['hint']}")
+        typer.echo("  What follows is what can be read here; more may have been spent.")
     if ledger["restored"]:
         typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))

@@ -1,0 +1,236 @@
+"""What histograms of scores tell: area, TPR at an FPR, and how sure they are.
+
+Promises: intervals hold for sampling and for the noise on the counts together. What binning hides
+is said: the figure of the unbinned scores lies between ``auc_bounds`` and between ``tpr_bounds``
+(of the counts as they are; noise moves these as it moves the figure).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tacit.attacks.points import (
+    CONFIDENCE,
+    LEAST_EXPECTED,
+    Interval,
+    Precision,
+    clopper_pearson,
+    precision_of,
+)
+from tacit.attacks.statistics import Roc, newcombe_interval
+from tacit.core.errors import DataError
+
+if TYPE_CHECKING:
+    from tacit.attacks.histograms import ScoreHistogram
+    from tacit.attacks.points import Float64Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinnedPoint:
+    """Who is called a member at one public edge, or a share of a bin further.
+
+    Attributes:
+        asked_fpr: what it was chosen for, on the non-members of this histogram: optimistic.
+        threshold: the edge from which all are called; infinite: nobody is.
+        share: of the bin below that edge which is called too, by lot.
+        tpr: as estimated, from 0 to 1.
+        tpr_interval: of the TPR at this threshold and share, which depend on non-members alone.
+        fpr_interval: of the FPR there.
+        tpr_bounds: between these the TPR of unbinned scores lies at that FPR.
+        members, non_members: as estimated.
+    """
+
+    asked_fpr: float
+    threshold: float
+    share: float
+    tpr: float
+    tpr_interval: Interval
+    fpr_interval: Interval
+    tpr_bounds: tuple[float, float]
+    members: float
+    non_members: float
+
+    @property
+    def supports_gate(self) -> bool:
+        """Whether enough non-members are expected above for a gate to rest on the point."""
+        return self.asked_fpr * self.non_members >= LEAST_EXPECTED - 1e-9
+
+    def precision(self, prior: float) -> Precision:
+        """Return the precision at a prior; its interval has the error of both rates together.
+
+        For one of 95 %, ask for the point at a confidence of 97.5 %.
+        """
+        return precision_of(
+            prior, (self.tpr, self.tpr_interval), (self.asked_fpr, self.fpr_interval)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BinnedRoc:
+    """The curve of a histogram: bins are ties, crossed on the straight line."""
+
+    histogram: ScoreHistogram
+
+    @functools.cached_property
+    def _counts(self) -> tuple[Float64Array, Float64Array]:
+        """Members' and non-members' counts, highest bin first."""
+        return self.histogram.members[::-1], self.histogram.non_members[::-1]
+
+    @property
+    def members(self) -> float:
+        """How many members there are, as estimated."""
+        return float(self.histogram.members.sum())
+
+    @property
+    def non_members(self) -> float:
+        """How many non-members there are, as estimated."""
+        return float(self.histogram.non_members.sum())
+
+    @property
+    def auc(self) -> float:
+        """The area, within a bin half right: without noise, that of scores cut to their bin."""
+        return _clip(self._area(within=0.5))
+
+    @property
+    def auc_bounds(self) -> tuple[float, float]:
+        """Between these the area of unbinned scores lies: within a bin all wrong, or all right."""
+        return _clip(self._area(within=0.0)), _clip(self._area(within=1.0))
+
+    def _area(self, *, within: float) -> float:
+        found, false = self._counts
+        return float(found @ _order(len(found), within) @ false) / (self.members * self.non_members)
+
+    def auc_interval(self, *, confidence: float = CONFIDENCE) -> Interval:
+        """Return where the area lies, for sampling and noise together.
+
+        With counts a of members and b of non-members, S(t) = a' (L - t) b has mean zero at the
+        true area t, also with noise, since both are noised separately. With M = L - t, its
+        variance is sum (a + sd^2) (M b)^2 + sum (b + sd^2) (M' a)^2; that counts the product of
+        both noises twice, which widens the interval by some per cent where noise is all there is.
+        The interval is all t with S(t)^2 <= z^2 Var S(t), as Fieller 1954 does for a ratio; and
+        never less than what the counts alone leave open (:func:`newcombe_interval`), which it would
+        be near perfect separation. Without noise: that of :class:`tacit.attacks.statistics.Roc`.
+        """
+        found, false = self._counts
+        noise = self.histogram.noise_sd**2
+        if noise == 0.0:
+            return self._exact_curve().auc_interval(confidence=confidence)
+        order = _order(len(found), 0.5)
+
+        def excess(theta: float) -> float:
+            pairs = order - theta
+            variance = (found + noise) @ np.square(pairs @ false)
+            variance += (false + noise) @ np.square(found @ pairs)
+            return float((found @ pairs @ false) ** 2 - _z(confidence) ** 2 * variance)
+
+        low, middle, high = excess(0.0), excess(0.5), excess(1.0)
+        square = 2.0 * (low + high) - 4.0 * middle
+        both = _quadratic_interval(square, high - low - square, low, confidence)
+        least = newcombe_interval(self.auc, self.members, self.non_members, confidence=confidence)
+        return Interval(
+            low=min(both.low, least.low), high=max(both.high, least.high), confidence=confidence
+        )
+
+    def _exact_curve(self) -> Roc:
+        found, false = self._counts
+        return Roc(
+            thresholds=np.append(np.inf, np.append(self.histogram.edges[::-1], -np.inf)),
+            true_positives=np.append(0.0, np.cumsum(found)),
+            false_positives=np.append(0.0, np.cumsum(false)),
+        )
+
+    def tpr_at(self, fpr: float, *, confidence: float = CONFIDENCE) -> BinnedPoint:
+        """Return the point at which the estimated FPR is ``fpr``: optimistic."""
+        if not 0 <= fpr < 1:
+            raise ValueError(f"expected an FPR from 0 to below 1, got {fpr}")
+        found, false = self._counts
+        allowed, above = fpr * self.non_members, np.append(0.0, np.cumsum(false))
+        beyond = np.flatnonzero(above[1:] > allowed + 1e-9)
+        bins, share = len(found) - 1, 1.0  # whole bins, and how much of the next
+        if len(beyond):
+            bins = int(beyond[0])
+            share = max(0.0, allowed - above[bins]) / false[bins]
+        called = np.zeros(len(found))
+        called[:bins], called[bins] = 1.0, share
+        edges = np.append(np.inf, self.histogram.edges[::-1])
+        return BinnedPoint(
+            asked_fpr=fpr,
+            threshold=float(edges[bins]),
+            share=float(share),
+            tpr=_clip(float(called @ found) / self.members),
+            tpr_interval=self._rate_interval(found, called, confidence),
+            fpr_interval=self._rate_interval(false, called, confidence),
+            tpr_bounds=(
+                _clip(float(found[:bins].sum()) / self.members),
+                _clip(float(found[: bins + 1].sum()) / self.members),
+            ),
+            members=self.members,
+            non_members=self.non_members,
+        )
+
+    def _rate_interval(
+        self, counts: Float64Array, called: Float64Array, confidence: float
+    ) -> Interval:
+        """Return where the share of records that are called lies.
+
+        Wilson 1927 with the noise beside the sampling: all t with (K - t N)^2 <=
+        z^2 (N t (1 - t) + sd^2 sum (called - t)^2). Without noise: Clopper-Pearson.
+        """
+        total = float(counts.sum())
+        hits = min(total, max(0.0, float(called @ counts)))
+        noise, z2 = self.histogram.noise_sd**2, _z(confidence) ** 2
+        if noise == 0.0:
+            return clopper_pearson(hits, round(total), confidence=confidence)
+        square = total**2 + z2 * total - z2 * noise * len(counts)
+        linear = -2.0 * hits * total - z2 * total + 2.0 * z2 * noise * float(called.sum())
+        constant = hits**2 - z2 * noise * float(called @ called)
+        return _quadratic_interval(square, linear, constant, confidence)
+
+
+def roc_of_histograms(histogram: ScoreHistogram) -> BinnedRoc:
+    """Return the curve of a histogram.
+
+    Raises:
+        DataError: there are no members or no non-members, or the noise hides that there are
+            (``E-AUDIT-MEMBERS``).
+    """
+    curve = BinnedRoc(histogram=histogram)
+    hidden = _z(CONFIDENCE) * histogram.noise_sd * math.sqrt(len(histogram.members))
+    if min(curve.members, curve.non_members) <= hidden:
+        raise DataError(
+            "E-AUDIT-MEMBERS",
+            f"expected more than {hidden:.0f} members and non-members, so that noise does not hide "
+            f"them, got {curve.members:.0f} and {curve.non_members:.0f}",
+            hint="use fewer bins, more records, or more of the budget for the results",
+        )
+    return curve
+
+
+def _order(bins: int, within: float) -> Float64Array:
+    """Return what a pair of bins counts, the members' by row: 1 above the other, 0 below."""
+    return np.triu(np.ones((bins, bins)), 1) + within * np.eye(bins)
+
+
+def _quadratic_interval(
+    square: float, linear: float, constant: float, confidence: float
+) -> Interval:
+    """Return all t in [0, 1] with square t^2 + linear t + constant <= 0; [0, 1] if unbounded."""
+    if square <= 0.0:
+        return Interval(low=0.0, high=1.0, confidence=confidence)
+    middle = -linear / (2.0 * square)
+    half = math.sqrt(max(0.0, middle * middle - constant / square))
+    return Interval(low=_clip(middle - half), high=_clip(middle + half), confidence=confidence)
+
+
+def _clip(rate: float) -> float:
+    return min(1.0, max(0.0, rate))
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2.0)

@@ -1,0 +1,1 @@
+"""What attacks prove, or estimate, of an epsilon that is claimed."""

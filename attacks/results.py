@@ -1,0 +1,228 @@
+"""From everything that was scored to one result: outcomes, the strongest finding, the self-test."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tacit.attacks.findings import (
+    AuditedFinding,
+    AuditResult,
+    Correction,
+    Estimate,
+    Outcome,
+    ProbeFinding,
+    ReferenceFinding,
+    SelfTestFinding,
+    Skipped,
+)
+from tacit.attacks.null_check import self_test
+from tacit.attacks.points import clopper_pearson
+from tacit.attacks.probe import Need
+from tacit.attacks.registry import MEMBERSHIP
+from tacit.attacks.scoring import Scored, exposed_of, finding_of
+from tacit.attacks.significance import LEVEL, number_of_tests
+from tacit.attacks.target import ModelTarget
+from tacit.attacks.wording import LIMITS, inconclusive_line, overall_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tacit.attacks.arrangement import Arrangement
+    from tacit.attacks.plans import AuditPlan
+    from tacit.attacks.subject import Subject
+    from tacit.attacks.target import BoolArray, Float64Array
+
+
+@dataclass(kw_only=True)
+class AuditTrail:
+    """What an audit has done so far.
+
+    Attributes:
+        subject, plan, arrangement: what it is about.
+        scored: by probe.
+        skipped: reasons by probe.
+        references: None where none were trained.
+    """
+
+    subject: Subject
+    plan: AuditPlan
+    arrangement: Arrangement
+    scored: dict[str, Scored] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    references: ReferenceFinding | None = None
+
+
+def result_of(
+    trail: AuditTrail,
+    *,
+    seed: int,
+    interrupted: bool,
+    replicates: Callable[[str], Sequence[Float64Array]],
+) -> AuditResult:
+    """Return what an audit comes to.
+
+    Args:
+        trail: what was done.
+        seed: of the self-test's permutations.
+        interrupted: whether it was stopped before its end.
+        replicates: a probe's scores with parts of the references, for the strongest one.
+    """
+    plan, is_member = trail.plan, trail.arrangement.is_member
+    others = int((~is_member).sum())
+    tests = number_of_tests(len(plan.probes), plan.fprs, non_members=others)
+    level = LEVEL / tests
+    scored = [trail.scored[name] for name in plan.probes if name in trail.scored]
+    tested = self_test(scored, is_member, plan=plan, level=level, seed=seed)
+    found = [
+        finding_of(each, is_member, trail.arrangement.columns, plan=plan, level=level)
+        for each in scored
+    ]
+    found = [_judged(finding, tested, trail.references) for finding in found]
+    strongest = _strongest(found)
+    if strongest is not None:
+        exposed = exposed_of(
+            trail.scored[strongest.probe],
+            is_member,
+            replicates(strongest.probe),
+            rows=trail.arrangement.rows,
+            labels=trail.arrangement.columns["class"].tolist(),
+            count=plan.most_exposed,
+        )
+        named = dataclasses.replace(strongest, exposed=exposed)
+        found = [named if each.probe == named.probe else each for each in found]
+    reasons = tuple(_reasons(tested, trail.references, interrupted=interrupted, found=found))
+    outcome, line = _overall(found, strongest, tested, reasons)
+    return AuditResult(
+        outcome=outcome,
+        line=line,
+        strongest=None if strongest is None else strongest.probe,
+        is_conclusive=not reasons,
+        reasons=reasons,
+        interrupted=interrupted,
+        plan=plan,
+        seed=seed,
+        audited=_audited(trail),
+        probes=tuple(found),
+        skipped=_skipped(trail, interrupted=interrupted),
+        self_test=tested,
+        references=trail.references,
+        correction=Correction(
+            method="Bonferroni over every probe's AUC and every resolvable FPR of the plan",
+            level=LEVEL,
+            tests=tests,
+            level_each=level,
+        ),
+        limits=LIMITS,
+    )
+
+
+def _judged(
+    finding: ProbeFinding, tested: SelfTestFinding | None, references: ReferenceFinding | None
+) -> ProbeFinding:
+    """Call a finding inconclusive where what it rests on does not hold."""
+    reasons = []
+    if tested is not None and not tested.passed:
+        reasons.append("the null self-test failed: this report is void")
+    needs = MEMBERSHIP[finding.probe].needs
+    if references is not None and not references.agrees and Need.REFERENCES in needs:
+        reason = _apart(references)
+        if finding.outcome is Outcome.EVIDENCE:  # better references would find no less
+            return dataclasses.replace(finding, notes=(*finding.notes, reason))
+        reasons.append(reason)
+    if not reasons:
+        return finding
+    return dataclasses.replace(
+        finding,
+        outcome=Outcome.INCONCLUSIVE,
+        line=f"{Outcome.INCONCLUSIVE.value}: {'; '.join(reasons)}",
+    )
+
+
+def _apart(references: ReferenceFinding) -> str:
+    return (
+        f"the recipe does not reproduce the target: accuracies are "
+        f"{references.points_apart:.1f} points apart, "
+        f"at most {references.allowed_points:.2g} expected"
+    )
+
+
+def _strongest(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
+    """Return the finding that exceeds chance by the largest factor; AUC alone comes last."""
+    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
+
+    def strength(finding: ProbeFinding) -> tuple[float, float]:
+        best = finding.best
+        factor = 0.0 if best is None else best.tpr.low / best.asked_fpr
+        return factor, finding.auc.area.low
+
+    return max(evident, key=strength, default=None)
+
+
+def _reasons(
+    tested: SelfTestFinding | None,
+    references: ReferenceFinding | None,
+    *,
+    interrupted: bool,
+    found: Sequence[ProbeFinding],
+) -> list[str]:
+    reasons = []
+    if tested is not None and not tested.passed:
+        reasons.append("the null self-test failed: this report is void")
+    if references is not None and not references.agrees:
+        reasons.append(_apart(references))
+    if interrupted:
+        reasons.append("the audit was interrupted before its end")
+    if not found:
+        reasons.append("no probe was run to its end")
+    return reasons
+
+
+def _overall(
+    found: Sequence[ProbeFinding],
+    strongest: ProbeFinding | None,
+    tested: SelfTestFinding | None,
+    reasons: Sequence[str],
+) -> tuple[Outcome, str]:
+    line = overall_line(found, strongest)
+    void = tested is not None and not tested.passed
+    if strongest is not None and not void:
+        return Outcome.EVIDENCE, line
+    if reasons:
+        return Outcome.INCONCLUSIVE, inconclusive_line(reasons, line if found else "nothing")
+    return Outcome.NO_EVIDENCE, line
+
+
+def _skipped(trail: AuditTrail, *, interrupted: bool) -> tuple[Skipped, ...]:
+    why = "the audit was interrupted before it" if interrupted else "it was not reached"
+    return tuple(
+        Skipped(probe=name, reason=trail.skipped.get(name, why))
+        for name in trail.plan.probes
+        if name not in trail.scored
+    )
+
+
+def _audited(trail: AuditTrail) -> AuditedFinding:
+    evidence, is_member = trail.arrangement.evidence, trail.arrangement.is_member
+    right = evidence.outputs.logits.argmax(axis=1) == evidence.outputs.labels
+    form = "predictions"
+    if trail.subject.target is not None:
+        form = "model" if isinstance(trail.subject.target, ModelTarget) else "function"
+    return AuditedFinding(
+        form=form,
+        given_members=len(trail.subject.members),
+        given_non_members=len(trail.subject.non_members),
+        members=int(is_member.sum()),
+        non_members=int((~is_member).sum()),
+        population=0 if evidence.population is None else len(evidence.population),
+        classes=evidence.outputs.classes,
+        member_accuracy=_accuracy(right, is_member),
+        non_member_accuracy=_accuracy(right, ~is_member),
+    )
+
+
+def _accuracy(right: BoolArray, chosen: BoolArray) -> Estimate:
+    hits, count = int((right & chosen).sum()), int(chosen.sum())
+    interval = clopper_pearson(hits, count)
+    return Estimate(value=hits / count, low=interval.low, high=interval.high)

@@ -1,0 +1,224 @@
+"""What people see of a report: the strongest finding and its power first, then the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tacit.cli.output import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tacit.audit.compare import ReportComparison
+
+Json = Mapping[str, Any]
+
+_SHOWN_SLICES = 8
+
+
+def show_report(report: Json) -> None:
+    """Print a report."""
+    console = _console()
+    audited, plan = report["audited"], report["plan"]
+    accuracies = [audited[side]["value"] for side in ("member_accuracy", "non_member_accuracy")]
+    console.print(
+        f"Membership audit, plan {plan['name']}, seed {report['seed']}: "
+        f"{audited['members']} members and {audited['non_members']} non-members, "
+        f"{audited['classes']} classes; accuracy {accuracies[0]:.3f} and {accuracies[1]:.3f}"
+    )
+    console.print(visible(report["line"]), style="bold")
+    for reason in report["reasons"]:
+        console.print(f"not conclusive: {visible(reason)}", style="bold")
+    correction = report["correction"]
+    console.print(
+        f"Evidence: where nothing leaks, anything is called so with a chance of at most "
+        f"{_percent(correction['level'])}, over all {correction['tests']} tests of the plan "
+        f"({correction['level_each']:.2g} each)."
+    )
+    for line in _skipped(report):
+        console.print(line)
+    if report["probes"]:
+        console.print(_probe_table(report))
+    for line in (*_checks(report), *_detail(report)):
+        console.print(line)
+
+
+def show_comparison(comparison: ReportComparison) -> None:
+    """Print two reports side by side."""
+    console = _console()
+    for name, line in zip(("first", "second"), comparison.lines, strict=True):
+        console.print(f"{name}: {visible(line)}")
+    for caveat in comparison.caveats:
+        console.print(f"beware: {visible(caveat)}")
+    if comparison.differences:
+        table = _table("probe", "figure", "first", "second", "second - first", "clear")
+        for row in comparison.differences:
+            value, low, high = row.change
+            table.add_row(
+                visible(row.probe),
+                row.metric,
+                _interval(*row.first),
+                _interval(*row.second),
+                f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
+                "yes" if row.is_clear else "-",
+            )
+        console.print(table)
+    for line in comparison.not_comparable:
+        console.print(f"not comparable: {visible(line)}")
+
+
+def show_probes(rows: list[dict[str, str]]) -> None:
+    """Print the registry."""
+    table = _table("probe", "needs", "plans", "source")
+    for row in rows:
+        table.add_row(row["probe"], row["needs"] or "-", row["plans"], row["source"])
+    _console().print(table)
+
+
+def _skipped(report: Json) -> Iterator[str]:
+    """Yield one line per reason, each with the probes that it kept from running."""
+    by_reason: dict[str, list[str]] = {}
+    for each in report["skipped"]:
+        by_reason.setdefault(each["reason"], []).append(each["probe"])
+    for reason, probes in by_reason.items():
+        yield f"skipped: {visible(', '.join(probes))}: {visible(reason)}"
+
+
+def _probe_table(report: Json) -> Table:
+    fprs = report["plan"]["fprs"]
+    table = _table("probe", "outcome", "AUC", *(f"TPR at {_percent(fpr)}" for fpr in fprs))
+    for probe in report["probes"]:
+        area = probe["auc"]["area"]
+        style = "bold" if probe["probe"] == report["strongest"] else None
+        outcome = "no evidence" if probe["outcome"].startswith("no ") else probe["outcome"]
+        cells = [_tpr(probe, fpr, "optimistic") for fpr in fprs]
+        table.add_row(
+            visible(probe["probe"]),
+            visible(outcome),
+            _interval(area["value"], area["low"], area["high"])
+            + ("*" if probe["auc"]["is_evidence"] else ""),
+            *cells,
+            style=style,
+        )
+        if any(point["threshold"] == "realistic" for point in probe["points"]):
+            table.add_row(
+                "", "  realistic", "", *(_realised(probe, fpr) for fpr in fprs), style="dim"
+            )
+    return table
+
+
+def _tpr(probe: Json, fpr: float, threshold: str) -> str:
+    point = _point(probe, fpr, threshold)
+    if point is None or not point["is_resolvable"]:
+        return "-"
+    mark = "*" if point["is_evidence"] else ""
+    low, high = 100.0 * point["tpr"]["low"], 100.0 * point["tpr"]["high"]
+    return f"{_percent(point['tpr']['value'])} [{low:.2g}, {high:.2g}]{mark}"
+
+
+def _realised(probe: Json, fpr: float) -> str:
+    """Return the TPR at a threshold that references chose, with the FPR that came of it."""
+    point = _point(probe, fpr, "realistic")
+    if point is None:
+        return "-"
+    return f"{_percent(point['tpr']['value'])} at {_percent(point['fpr']['value'])}"
+
+
+def _point(probe: Json, fpr: float, threshold: str) -> Json | None:
+    return next(
+        (
+            point
+            for point in probe["points"]
+            if point["asked_fpr"] == fpr and point["threshold"] == threshold
+        ),
+        None,
+    )
+
+
+def _checks(report: Json) -> Iterator[str]:
+    yield (
+        "*: evidence. A dash: fewer than one non-member is expected there. realistic: at a "
+        "threshold chosen on reference models, with the FPR that came of it."
+    )
+    test = report["self_test"]
+    if test is not None:
+        said = "held" if test["passed"] else "FAILED: this report is void"
+        yield (
+            f"Null self-test {said}: {test['permutations']} permutations of membership, mean AUC "
+            f"{test['mean_auc']:.4f}, evidence in {_percent(test['false_evidence'])} of them."
+        )
+    references = report["references"]
+    if references is not None:
+        said = "" if references["agrees"] else ": NOT like the target"
+        own, others = references["train_accuracy"], references["test_accuracy"]
+        target = references["target_train_accuracy"], references["target_test_accuracy"]
+        yield (
+            f"{references['models']} reference models{said}: accuracy {own:.3f} on their own "
+            f"records and {others:.3f} on others; the target {target[0]:.3f} and {target[1]:.3f}."
+        )
+        for note in references["notes"]:
+            yield f"note: {visible(note)}"
+
+
+def _detail(report: Json) -> Iterator[str]:
+    strongest = next((p for p in report["probes"] if p["probe"] == report["strongest"]), None)
+    if strongest is None:
+        yield "Finding nothing is no proof: a stronger attack may find what these probes did not."
+        return
+    for note in strongest["notes"]:
+        yield f"note: {visible(note)}"
+    best = _best(strongest)
+    priors = [
+        f"{_percent(each['precision']['value'])} where {_percent(each['prior'])} are"
+        for each in best["precisions"]
+        if each["precision"] is not None
+    ]
+    if priors:
+        yield (
+            f"Of those that {strongest['probe']} calls members at FPR "
+            f"{_percent(best['asked_fpr'])}, members are {', '.join(priors)}."
+        )
+    scored = [each for each in strongest["slices"] if each["tpr"] is not None]
+    scored.sort(key=lambda each: -each["tpr"]["value"])
+    for each in scored[:_SHOWN_SLICES]:
+        tpr = each["tpr"]
+        yield (
+            f"  {visible(each['column'])} {visible(each['value'])}: finds "
+            f"{_percent(tpr['value'])} [{100 * tpr['low']:.2g}, {100 * tpr['high']:.2g}] of "
+            f"{each['members']} members at FPR {_percent(each['fpr']['value'])}"
+        )
+    rows = ", ".join(str(each["row"]) for each in strongest["exposed"])
+    if rows:
+        yield f"Most exposed members, by row of their file: {rows}."
+
+
+def _best(probe: Json) -> Json:
+    points: list[Json] = [p for p in probe["points"] if p["threshold"] == "optimistic"]
+    found = [point for point in points if point["is_evidence"]]
+    return max(found or points[:1], key=lambda point: point["tpr"]["low"] / point["asked_fpr"])
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
+
+    return Console(width=None if sys.stdout.isatty() else 150, highlight=False, markup=False)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415 - see _console
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "probe")
+    return table
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.3g} %"

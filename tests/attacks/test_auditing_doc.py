@@ -1,0 +1,46 @@
+"""docs/auditing.md shows what the software does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tacit.attacks.plans import PLANS
+from tacit.attacks.registry import MEMBERSHIP
+from tests.attacks.desk import write_files
+
+if TYPE_CHECKING:
+    import pytest
+
+TEXT = (Path(__file__).parents[2] / "docs" / "auditing.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python example, word for word, in a folder with the files that it names."""
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(compile(block, "docs/auditing.md", "exec"), {})  # noqa: S102 - our own page
+    lines = capsys.readouterr().out.splitlines()
+    assert ": evidence: " in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == list(PLANS["quick"].probes)
+
+
+def test_every_probe_is_explained() -> None:
+    """The table of probes covers the registry, and names nothing beyond it."""
+    patterns = re.findall(r"^\| `([a-z*-]+)` \|", TEXT, re.MULTILINE)
+    named = [pattern for pattern in patterns if pattern not in PLANS]
+    for name in MEMBERSHIP:
+        assert any(re.fullmatch(p.replace("*", ".+"), name) for p in named), name
+    for pattern in named:
+        assert any(re.fullmatch(pattern.replace("*", ".+"), name) for name in MEMBERSHIP), pattern
+
+
+def test_the_plans_are_those_of_the_table() -> None:
+    """Numbers of reference models in the page are those of the code."""
+    for plan in PLANS.values():
+        (row,) = re.findall(rf"^\| `{plan.name}` \|.*$", TEXT, re.MULTILINE)
+        assert re.search(rf"\| {plan.references}, or {plan.references_if_large}\b", row)

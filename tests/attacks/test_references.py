@@ -1,0 +1,315 @@
+"""References are the target's recipe on known halves; a file of theirs is never trusted blindly."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tacit.attacks.probe import References
+from tacit.attacks.recipe_check import check_recipe
+from tacit.attacks.reference_cache import ReferenceCache
+from tacit.attacks.reference_workers import trained_by_workers
+from tacit.attacks.references import (
+    Design,
+    Material,
+    choose_audited,
+    train_references,
+)
+from tacit.attacks.target import Outputs
+from tacit.core.errors import AppError, UnavailableError
+from tacit.core.specification import PrivacyMode, PrivacyUnit, TrainingSpec
+from tacit.learning.prepared import Examples
+from tacit.learning.shadow_recipe import ShadowRecipe, derived_seed, round_seed
+from tacit.learning.training import Recipe, train_model
+from tacit.privacy.plan import PrivacyPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPEN = PrivacyPlan(
+    mode=PrivacyMode.NONE,
+    releases=2,
+    local_steps=5,
+    sample_rate=1.0,
+    noise_multiplier=0.0,
+    clip=math.inf,
+    normaliser=1.0,
+    epsilon=math.inf,
+    delta=0.0,
+    unit=PrivacyUnit.RECORD,
+)
+RECIPE = ShadowRecipe(
+    training=TrainingSpec(learning_rate=0.5, local_steps=30, batch_size=8), plan=OPEN, rounds=2
+)
+DESIGN = Design(models=36, records=40, seed=7)  # three chunks, the last of two pairs
+STEPS = DESIGN.models * RECIPE.steps
+
+
+def examples(count: int, seed: int) -> Examples:
+    generator = np.random.default_rng(seed)
+    return Examples(
+        features=generator.normal(size=(count, 6)).astype(np.float32),
+        labels=generator.integers(0, 3, size=count),
+    )
+
+
+MATERIAL = Material(audited=examples(40, 1), always=examples(10, 2), population=examples(15, 3))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ReferenceCache:
+    return ReferenceCache(folder=tmp_path / "cache")
+
+
+def trained(model: nn.Module, material: Material = MATERIAL, **options: Any) -> References:
+    values = {"recipe": RECIPE, "design": DESIGN, **options}
+    return train_references(material, model=model, **values)
+
+
+def cached_steps(model: nn.Module, material: Material = MATERIAL, **options: Any) -> int:
+    """Return how many steps came from the cache: the first report, if it is of whole models."""
+    told: list[int] = []
+    trained(model, material, progress=lambda done, _total: told.append(done), **options)
+    return told[0] if told[0] % RECIPE.steps == 0 else 0  # training tells every 50 steps
+
+
+def assert_equal(one: References, other: References) -> None:
+    for field in dataclasses.fields(References):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_pairs_are_complements_and_stay_when_models_are_added() -> None:
+    """Half the records each, each record in one of a pair; more models leave the first alone."""
+    few, many = Design(models=4, records=31, seed=1), Design(models=10, records=31, seed=1)
+    np.testing.assert_array_equal(many.is_in()[:4], few.is_in())
+    is_in = many.is_in()
+    np.testing.assert_array_equal(is_in[::2], ~is_in[1::2])
+    assert set(is_in.sum(axis=1)) == {15, 16}
+    assert len({row.tobytes() for row in is_in}) == 10
+    assert few.is_in().tobytes() != dataclasses.replace(few, seed=2).is_in().tobytes()
+
+
+@pytest.mark.parametrize(("members", "others"), [(80, 20), (50, 50), (20, 80)])
+def test_references_are_as_large_as_the_target(members: int, others: int) -> None:
+    """Half of the audited records and the members left over are as many as the members."""
+    is_member = np.random.default_rng(0).permutation(np.arange(members + others) < members)
+    audited, always = choose_audited(is_member, rng=np.random.default_rng(1))
+    assert len(audited) // 2 + len(always) == members
+    assert is_member[audited].sum() * 2 == len(audited)
+    assert is_member[always].all()
+    assert not set(audited) & set(always)
+
+
+def test_a_reference_is_what_the_recipe_trains(model: nn.Module) -> None:
+    """Model 5, trained alone as an owner would on its half and the records of all, answers so."""
+    references = trained(model)
+    rows = np.flatnonzero(DESIGN.is_in()[5])
+    audited, always = MATERIAL.audited, MATERIAL.always
+    assert always is not None
+    own = Examples(
+        features=np.concatenate([audited.features[rows], always.features]),
+        labels=np.concatenate([audited.labels[rows], always.labels]),
+    )
+    alone = copy.deepcopy(model)
+    for number in range(RECIPE.rounds):
+        seed = round_seed(derived_seed(DESIGN.seed, "model 5"), number)
+        train_model(alone, own, Recipe(training=RECIPE.training, plan=OPEN, batch_seed=seed))
+    expected = alone(torch.from_numpy(audited.features)).detach().numpy()
+    np.testing.assert_allclose(references.logits[5], expected, atol=1e-3)
+    assert references.population_logits.shape == (36, 15, 3)
+
+
+def test_only_records_of_its_half_move_a_reference(model: nn.Module) -> None:
+    """Another record changes the models that it is in, and no other; the population none."""
+    audited = MATERIAL.audited
+    labels = audited.labels.copy()
+    labels[11] = (labels[11] + 1) % 3
+    changed = dataclasses.replace(MATERIAL, audited=dataclasses.replace(audited, labels=labels))
+    before, after = trained(model), trained(model, changed)
+    moved = (before.logits != after.logits).any(axis=(1, 2))
+    np.testing.assert_array_equal(moved, DESIGN.is_in()[:, 11])
+    elsewhere = trained(model, dataclasses.replace(MATERIAL, population=examples(15, 9)))
+    np.testing.assert_array_equal(elsewhere.logits, before.logits)
+
+
+def test_without_a_population_there_is_nothing_to_ask(model: nn.Module) -> None:
+    """The array is there, and empty."""
+    references = trained(model, Material(audited=MATERIAL.audited))
+    assert references.population_logits.shape == (36, 0, 3)
+
+
+def test_what_is_cached_is_not_trained_again(model: nn.Module, cache: ReferenceCache) -> None:
+    """The second call trains nothing and returns the same bits; more models train only those."""
+    once = trained(model, cache=cache)
+    assert cached_steps(model, cache=cache) == STEPS
+    assert_equal(trained(model, cache=cache), once)
+    more = dataclasses.replace(DESIGN, models=44)
+    assert cached_steps(model, cache=cache, design=more) == 32 * RECIPE.steps
+
+
+def test_an_interruption_keeps_finished_chunks(model: nn.Module, cache: ReferenceCache) -> None:
+    """Ctrl-C in the second chunk costs the second chunk."""
+
+    def interrupt(done: int, _total: int) -> None:
+        if done > 16 * RECIPE.steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, cache=cache, progress=interrupt)
+    assert cached_steps(model, cache=cache) == 16 * RECIPE.steps
+    assert_equal(trained(model, cache=cache), trained(model))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "note", "swap"])
+def test_a_damaged_chunk_is_trained_again(
+    damage: str, model: nn.Module, cache: ReferenceCache
+) -> None:
+    """A changed byte, a cut file, a note that is no JSON, another chunk's file: the same result."""
+    once = trained(model, cache=cache)
+    (folder,) = cache.folder.iterdir()
+    first, second, _ = sorted(folder.glob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    if damage == "flip":
+        content[-7] ^= 1
+        first.write_bytes(content)
+    elif damage == "cut":
+        first.write_bytes(content[:-50])
+    elif damage == "note":
+        first.with_suffix(".json").write_text("{", encoding="ascii")
+    else:
+        first.write_bytes(second.read_bytes())
+        first.with_suffix(".json").write_bytes(second.with_suffix(".json").read_bytes())
+    assert cached_steps(model, cache=cache) == 20 * RECIPE.steps
+    assert_equal(trained(model, cache=cache), once)
+
+
+def test_whatever_answers_follow_from_is_in_the_key(
+    model: nn.Module, cache: ReferenceCache
+) -> None:
+    """Other records, weights, recipe or seed: nothing is taken from the cache."""
+    trained(model, cache=cache)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[1].weight[0, 0] += 1e-3
+    features = MATERIAL.audited.features.copy()
+    features[0, 0] += 1e-3
+    audited = dataclasses.replace(MATERIAL.audited, features=features)
+    training = dataclasses.replace(RECIPE.training, momentum=0.1)
+    assert cached_steps(other, cache=cache) == 0
+    assert cached_steps(model, dataclasses.replace(MATERIAL, audited=audited), cache=cache) == 0
+    assert cached_steps(model, dataclasses.replace(MATERIAL, always=None), cache=cache) == 0
+    recipe = dataclasses.replace(RECIPE, training=training)
+    assert cached_steps(model, cache=cache, recipe=recipe) == 0
+    assert cached_steps(model, cache=cache, design=dataclasses.replace(DESIGN, seed=8)) == 0
+    assert cached_steps(model, cache=cache) == STEPS
+
+
+def test_the_cache_stays_below_its_limit(model: nn.Module, cache: ReferenceCache) -> None:
+    """What was not used for longest goes; what does not fit alone is not kept."""
+    trained(model, cache=cache)
+    size = sum(file.stat().st_size for file in cache.folder.rglob("*") if file.is_file())
+    small = dataclasses.replace(cache, max_bytes=size + 2000)
+    trained(model, cache=small, design=dataclasses.replace(DESIGN, seed=8))
+    assert len(list(cache.folder.iterdir())) == 1
+    assert cached_steps(model, cache=cache) == 0
+    tiny = dataclasses.replace(cache, folder=cache.folder / "tiny", max_bytes=100)
+    assert_equal(trained(model, cache=tiny), trained(model))
+    assert not list(tiny.folder.rglob("chunk-*"))
+
+
+def test_what_lies_in_the_cache_is_private(model: nn.Module, cache: ReferenceCache) -> None:
+    """Answers about records are as sensitive as the model: folders 0700, files 0600."""
+    trained(model, cache=cache)
+    modes = {
+        path.stat().st_mode & 0o777: path.is_dir()
+        for path in (cache.folder, *cache.folder.rglob("*"))
+    }
+    assert modes == {0o700: True, 0o600: False}
+
+
+def test_a_recipe_that_runs_away_is_an_error(model: nn.Module, cache: ReferenceCache) -> None:
+    """No references from weights that are not numbers, and nothing of them is kept."""
+    wild = dataclasses.replace(RECIPE.training, learning_rate=1e38, weight_decay=10.0)
+    with pytest.raises(AppError) as caught:
+        trained(model, cache=cache, recipe=dataclasses.replace(RECIPE, training=wild))
+    assert caught.value.code == "E-TRAINING-DIVERGED"
+    assert not cache.folder.exists()
+
+
+def test_accuracies_are_compared_on_the_same_records() -> None:
+    """Members when in, non-members when out; more than two points apart do not reproduce."""
+    labels = np.zeros(4, dtype=np.int64)
+    is_member = np.array([True, True, False, False])
+    is_in = np.array([[True, False, True, False], [False, True, False, True]])
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    logits = np.array(
+        [[right, wrong, wrong, right], [wrong, right, wrong, wrong]], dtype=np.float32
+    )
+    nothing = np.zeros((2, 0, 2), dtype=np.float32)
+    references = References(logits=logits, is_in=is_in, population_logits=nothing)
+    target = Outputs(logits=np.array([right, right, right, wrong]), labels=labels)
+    check = check_recipe(references, target, is_member)
+    assert (check.train_accuracy, check.target_train_accuracy) == (1.0, 1.0)
+    assert (check.test_accuracy, check.target_test_accuracy) == (0.5, 0.5)
+    assert (check.test_deviation, check.points_apart, check.reproduces) == (0.5, 0.0, True)
+    better = Outputs(logits=np.array([right, right, right, right]), labels=labels)
+    assert not check_recipe(references, better, is_member).reproduces
+    with pytest.raises(ValueError, match="non-members"):
+        check_recipe(references, target, np.ones(4, dtype=np.bool_))
+
+
+@pytest.mark.slow
+def test_workers_train_the_same_models(model: nn.Module, cache: ReferenceCache) -> None:
+    """Two processes give the bits of one, report every step and fill the cache."""
+    told: list[int] = []
+    by_two = trained(model, cache=cache, workers=2, progress=lambda done, _: told.append(done))
+    assert_equal(by_two, trained(model))
+    assert (told, told[-1]) == (sorted(told), STEPS)
+    assert cached_steps(model, cache=cache) == STEPS
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_what_it_was(model: nn.Module) -> None:
+    """Weights that run away in another process are the same error here."""
+    wild = dataclasses.replace(RECIPE.training, learning_rate=1e38, weight_decay=10.0)
+    with pytest.raises(AppError) as caught:
+        trained(model, workers=2, recipe=dataclasses.replace(RECIPE, training=wild))
+    assert caught.value.code == "E-TRAINING-DIVERGED"
+    assert not multiprocessing.active_children()
+
+
+class Ending:
+    """Work whose process ends in the middle."""
+
+    def train(self, chunk: range) -> dict[str, np.ndarray]:
+        if chunk.start:
+            os._exit(9)
+        return {"models": np.arange(len(chunk))}
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_is_no_missing_chunk() -> None:
+    """What it had made arrives; then an error says what happened, and nothing is left."""
+    chunks = [range(2), range(2, 4)]
+    crew = trained_by_workers(Ending(), chunks, workers=1)
+    first, arrays = next(crew)
+    assert (first, arrays["models"].tolist()) == (chunks[0], [0, 1])
+    with pytest.raises(UnavailableError) as caught:
+        next(crew)
+    assert caught.value.code == "E-AUDIT-WORKERS"
+    assert not multiprocessing.active_children()

@@ -1,0 +1,150 @@
+"""`report.json` keeps its schema, its bytes, and its tongue."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tacit.attacks.runner import run_audit
+from tacit.audit.compare import compare_reports
+from tacit.audit.plot import save_roc
+from tacit.audit.report import (
+    Provenance,
+    parse_report,
+    read_report,
+    report_bytes,
+    report_of,
+    report_schema,
+    write_report,
+)
+from tacit.audit.schema import schema_problems
+from tacit.core.errors import DataError, UnavailableError
+from tests.attacks.desk import TINY, subject, trained, untrained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PROVENANCE = Provenance(files={"model": "0" * 64}, versions={"tacit": "0"})
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return report_of(run_audit(subject(trained()), TINY, seed=1), PROVENANCE)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    return report_of(run_audit(subject(untrained(), recipe=None), TINY, seed=1), PROVENANCE)
+
+
+def test_what_is_written_is_read(report: dict[str, Any], tmp_path: Path) -> None:
+    """A report comes back from its folder and from its file as it was, private to its owner."""
+    path = write_report(tmp_path, report)
+    assert read_report(tmp_path) == read_report(path) == report
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.read_bytes() == report_bytes(report)
+
+
+def test_every_part_is_in_the_schema(report: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Nothing is written that the schema does not describe, with references and without."""
+    for each in (report, fresh):
+        assert list(schema_problems(each, report_schema())) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.pop("limits"), "limits is missing"),
+        (lambda r: r.update(verdict="fine"), "verdict: not part of the schema"),
+        (lambda r: r.update(outcome="passed"), "outcome: expected one of evidence"),
+        (
+            lambda r: r["probes"][0]["auc"].update(chance=1.5),
+            "probes[0].auc.chance: expected at mo",
+        ),
+        (lambda r: r["audited"].update(members=-1), "audited.members: expected at least 0"),
+        (
+            lambda r: r["audited"].update(members=True),
+            "audited.members: expected integer, got bool",
+        ),
+        (lambda r: r["provenance"]["files"].update(model="x"), "provenance.files.model: expected"),
+        (lambda r: r["probes"][1].update(slices_fpr="low"), "probes[1].slices_fpr: fits none"),
+    ],
+)
+def test_a_report_that_was_changed_is_refused(
+    report: dict[str, Any], change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    """Whoever edits a report by hand, or cuts it, is told where it no longer fits."""
+    changed = copy.deepcopy(report)
+    change(changed)
+    with pytest.raises(DataError, match="E-AUDIT-REPORT") as caught:
+        parse_report(json.dumps(changed).encode())
+    assert any(said in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "got something else"),
+        (b"[]", "got something else"),
+        (b'{"schema": "other"}', "got something else"),
+        (b'{"schema": "tacit-audit-report", "version": 2}', "version 1"),
+        (b"[" * 100_000, "got something else"),
+    ],
+)
+def test_what_is_no_report_is_refused(content: bytes, said: str) -> None:
+    """Other JSON, other schemas, later versions."""
+    with pytest.raises(DataError, match="E-AUDIT-REPORT") as caught:
+        parse_report(content)
+    assert said in caught.value.message
+
+
+def test_a_missing_report_is_named(tmp_path: Path) -> None:
+    """The path that was looked at stands in the error."""
+    with pytest.raises(UnavailableError, match=r"report\.json"):
+        read_report(tmp_path)
+
+
+def test_a_schema_may_say_only_what_is_checked() -> None:
+    """A keyword that nobody checks is a fault of the schema, not a promise."""
+    with pytest.raises(ValueError, match="minLength"):
+        list(schema_problems("", {"type": "string", "minLength": 3}))
+
+
+def test_nothing_is_ever_called_safe(report: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """No report says safe, secure, private or passed of a model; finding nothing has its power."""
+    for each in (report, fresh):
+        lines = " ".join([each["line"], *each["limits"], *(p["line"] for p in each["probes"])])
+        assert not any(word in lines.lower() for word in ("safe", "secure", "passed", "no leak"))
+    for probe in fresh["probes"]:
+        assert probe["outcome"] == "no evidence at this power"
+        assert "n = 200 members and 200 non-members" in probe["line"]
+
+
+def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """The leaking model differs clearly from the fresh one; what only one has is listed."""
+    comparison = compare_reports(fresh, report)
+    areas = {each.probe: each for each in comparison.differences if each.metric == "AUC"}
+    assert set(areas) == {"loss", "modified-entropy"}
+    assert areas["loss"].is_clear
+    assert areas["loss"].change[1] > 0
+    assert any(
+        line.startswith("lira-online: not in the first: it lacked reference models")
+        for line in comparison.not_comparable
+    )
+    assert "other numbers of reference models: 0 and 8" in comparison.caveats
+    same = compare_reports(report, report)
+    assert not any(each.is_clear or each.change[0] for each in same.differences)
+    assert (same.caveats, same.not_comparable) == ((), ())
+
+
+def test_the_same_report_gives_the_same_picture(report: dict[str, Any], tmp_path: Path) -> None:
+    """The plot tells no time either; it has a line per probe and the line of chance."""
+    for name in ("a.svg", "b.svg"):
+        save_roc(tmp_path / name, report)
+    picture = (tmp_path / "a.svg").read_bytes()
+    assert picture == (tmp_path / "b.svg").read_bytes()
+    assert picture.startswith(b"<?xml")
