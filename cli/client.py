@@ -8,6 +8,7 @@ hears of it at the next start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,14 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.status import Connection, as_json, read_status, resting
+from tacit.client.status import (
+    Connection,
+    as_json,
+    read_status,
+    resting,
+    with_lapse,
+    worker_notes,
+)
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -171,7 +179,10 @@ def status(
     *,
     json: Json = False,
 ) -> None:
-    """Show runs, the verdicts on them, what left and when, and what was refused and why."""
+    """Show runs, the verdicts on them, what left and when, and what was refused and why.
+
+    Exit code 5 if the ledger is not what it must be.
+    """
     state = _opened(home)
     if run_id is not None:
         asked = _asked(state, _found(state, run_id))
@@ -180,19 +191,34 @@ def status(
     value = _status(state)
     if json:
         emit(value, json=True)
-        return
-    show_status(value)
+    else:
+        show_status(value)
+    if value["ledger"]["problem"]:
+        raise typer.Exit(TrustError.exit_code)
 
 
 @app.command()
-def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
+def approve(
+    run_id: RunId,
+    home: Home = None,
+    *,
+    repeat: Annotated[
+        bool,
+        typer.Option(
+            "--repeat",
+            help="Also later runs of this very specification and these app files, while policy "
+            "and budget admit them; `tacit client deny` of any of them withdraws it.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Say yes to a run that the policy admits; read it first: `tacit client status RUN_ID`.
 
     You approve this specification and the app as it is installed here: change either, and you are
-    asked again.
+    asked again. A run that is submitted again costs again, and you are asked again as well.
     """
     state = _opened(home)
-    value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
+    value = _decide(state, "approve", run_id=_found(state, run_id).run_id, repeat=repeat)
     emit(value if json else _said(value), json=json)
 
 
@@ -204,7 +230,11 @@ def deny(
     *,
     json: Json = False,
 ) -> None:
-    """Say no to a run; if it is under way here, it stops at once."""
+    """Say no to a run; if it is under way here, it stops at once.
+
+    Withdraws `approve --repeat` for its specification as well, also where the run is over; what
+    was approved by it before and is under way goes on, until it is denied itself.
+    """
     state = _opened(home)
     value = _decide(state, "deny", run_id=_found(state, run_id).run_id, reason=reason)
     emit(value if json else _said(value), json=json)
@@ -297,15 +327,20 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     """Return the node's word on one run, and the specification that the word covers."""
     folder = state.path / RUNS_FOLDER / run.run_id
     report = Report.load(folder)
+    run = with_lapse(run, {})
     return {
         "run_id": run.run_id,
         "name": run.name,
         "verdict": run.verdict.value,
+        "code": run.code,
         "reason": run.reason,
+        "repeat_of": _repeated_by(state, run),
+        "unit": (json_module.loads(run.specification).get("privacy") or {}).get("unit"),
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
+        "model_notes": list(worker_notes(state.path, run.run_id)),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
         **_own_report(folder),
@@ -314,8 +349,15 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     }
 
 
+def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
+    """Return the run whose approval covers later ones of the same specification, if there is."""
+    with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
+        repeats = {each.specification_sha256: each.run_id for each in store.list_repeats()}
+    return repeats.get(run.specification_sha256)
+
+
 def _evaluation_cost(run: RunRecord) -> dict[str, Any]:
-    """Return what the run's noised evaluations cost each record that is not trained on."""
+    """Return what the run's noised evaluations cost each of its units that is not trained on."""
     evaluation = json_module.loads(run.specification).get("evaluation") or {}
     epsilon = evaluation.get("epsilon", 0.0) if isinstance(evaluation, dict) else 0.0
     return {"evaluation_epsilon": epsilon} if epsilon else {}
@@ -358,6 +400,7 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
             "node_id": identity.node_id,
             "connection": plain(Connection(state="stopped")),
             "runs": [],
+            "repeats": [],
             "outbox": [],
             "decisions": [],
         }
@@ -376,14 +419,16 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
     return value
 
 
-def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
+def _decide(
+    state: StateDirectory, verb: str, *, run_id: str, **fields: str | bool
+) -> dict[str, Any]:
     if state.holder() is not None:
-        return ask_daemon(state, verb, **fields)
+        return ask_daemon(state, verb, run_id=run_id, **fields)
     with state.lock(), assembled(state) as parts:
         if verb == "approve":
-            judgement = parts.node.approve(fields["run_id"])
+            judgement = parts.node.approve(run_id, repeat=fields["repeat"] is True)
         else:
-            judgement = parts.node.deny(fields["run_id"], fields["reason"])
+            judgement = parts.node.deny(run_id, str(fields["reason"]))
     value: dict[str, Any] = as_json(judgement)
     return value
 

@@ -1,16 +1,13 @@
 """`tacit ledger`: what a data owner's records were used for, and what that cost them.
 
 Reads the ledger in the node's state directory, with the daemon running or stopped, and changes
-nothing. ``verify`` and ``export`` end with exit code 5 when the ledger is damaged, cut or forked.
+nothing. A ledger that is damaged, cut, put back or forked ends each verb with exit code 5: ``show``
+says so above what can be read, ``verify`` names the entry, ``export`` writes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import json as json_module
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +16,13 @@ import typer
 from tacit.cli.ledger_plot import plot_ledger
 from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.daemon import IDENTITY_FOLDER
-from tacit.client.ledger_view import find_problem, noted_heads, verify_ledger_there
-from tacit.core.errors import RefusedError, UnavailableError, UsageError
+from tacit.client.ledger_view import find_problem, noted_heads, open_to_read
+from tacit.core.errors import TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.keys import MemberKeys
 from tacit.core.state import default_home, open_state
 from tacit.privacy.accounting import SampledGaussian
-from tacit.privacy.ledger import LEDGER_NAME, Ledger
+from tacit.privacy.ledger import Ledger
 from tacit.privacy.ledger_account import Account
 from tacit.privacy.ledger_entries import (
     Abort,
@@ -33,11 +30,10 @@ from tacit.privacy.ledger_entries import (
     Expose,
     Reserve,
     Restore,
-    Row,
     Settle,
-    canonical,
 )
-from tacit.privacy.ledger_head import Head, signed_head_from, verify_head
+from tacit.privacy.ledger_export import Export, export_bytes, parse_export
+from tacit.privacy.ledger_head import Head
 
 app = typer.Typer(add_completion=False)
 
@@ -64,22 +60,41 @@ def show(
 
     `reserve` is a charge, made before anything left. `abort` closes one of which the server gave no
     receipt, with the reason: charged, and not used as far as this node knows. `restore` says that
-    the state directory came back from a copy that held all that the server knew.
+    the state directory came back from a copy that held all that the server knew. A ledger that does
+    not hold is shown as far as it can be read, and ends in exit code 5.
     """
     with _opened(home) as ledger:
-        problem = ledger.verify().problem
+        problem = find_problem(ledger, noted_heads(_folder(home)))
+        known = ledger.data_sets()
         accounts = [a for a in ledger.accounts() if data_set in (None, a.terms.data_set)]
         entries = [e for e in ledger.entries() if data_set in (None, _data_set(e))]
-    if data_set is not None and not accounts:
-        raise RefusedError("E-LEDGER-CLOSED", f"expected a data set with an account: {data_set!r}")
+    if data_set is not None and not accounts and problem is None:
+        raise UsageError(
+            "E-LEDGER-DATA-SET",
+            f"expected the name of a data set with an account ({', '.join(known) or 'none yet'}), "
+            f"got {data_set!r}",
+            hint="A data set gets its account with its first private release.",
+        )
     if json:
         value = {
             "accounts": [_account_json(account) for account in accounts],
             "entries": [_entry_json(entry) for entry in entries],
             "problem": None if problem is None else problem.message,
+            "code": None if problem is None else problem.code,
         }
         emit(value, json=True)
-        return
+    else:
+        _show(accounts, entries, problem)
+    if problem is not None:
+        raise typer.Exit(problem.exit_code)
+
+
+def _show(accounts: list[Account], entries: list[Entry], problem: TrustError | None) -> None:
+    if problem is not None:
+        typer.echo(
+            f"WRONG: {visible(problem.message)} [{problem.code}]\n{problem.hint}\n"
+            "What follows is what can be read here; more may have been spent.\n"
+        )
     typer.echo(table_text(_accounts_table(accounts)))
     for account in accounts:
         if account.exposed:
@@ -96,7 +111,7 @@ def show(
         elif isinstance(entry.body, Restore):
             typer.echo(f"  {entry.sequence}: {visible(entry.body.reason)}")
     if problem is not None:
-        typer.echo(f"\nDAMAGED: {visible(problem.message)} [{problem.code}]")
+        typer.echo(f"\nWRONG: {visible(problem.message)} [{problem.code}]")
 
 
 @app.command()
@@ -105,8 +120,12 @@ def verify(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", help="An export kept elsewhere: its head must be a part of this."
+            "--against", help="An export kept elsewhere: it must hold, and be a part of this."
         ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Verify this export by itself; for an auditor, needs no node."),
     ] = None,
     *,
     json: Json = False,
@@ -114,14 +133,21 @@ def verify(
     """Walk the whole chain, and name the first entry that does not hold (exit code 5).
 
     It is also held against the furthest head that the node has noted in its own store, which shows
-    a restored copy. `tacit client check` asks the server as well.
+    a restored copy. `tacit client check` asks the server as well. With --file, the entries of an
+    export and the signature of its head are checked: compare the node's number or key with what the
+    owner's `tacit client status` or the operator's `tacit server members --json` says.
     """
+    if file is not None:
+        if home is not None or against is not None:
+            raise UsageError("E-OPTIONS", "expected --file alone, or --home and --against")
+        emit(_verified(file), json=json)
+        return
     with _opened(home) as ledger:
         problem = find_problem(ledger, noted_heads(_folder(home)))
         if problem is not None:
             raise problem
         if against is not None:
-            ledger.check_against(_kept_head(against, home))
+            ledger.check_against(_kept_head(against, _folder(home)))
         head = ledger.verify().head
     value = {"ok": True, "head": head, "against": against}
     emit(value, json=json)
@@ -138,38 +164,46 @@ def export(
         Path | None, typer.Option("--plot", help="Also draw epsilon over time, as a PNG.")
     ] = None,
     *,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that exist.")] = False,
     json: Json = False,
 ) -> None:
     """Write the ledger to a file that others can check, with the head that the node signs.
 
-    Each line's hash is SHA-256 of "tacit ledger entry v1", a zero byte, its number (8 bytes), the
-    hash of the line before (32 bytes; zeros at first), and the canonical JSON of its content.
+    `tacit ledger verify --file` checks it, on any machine. A ledger that does not hold is not
+    exported. Each line's hash is SHA-256 of "tacit ledger entry v1", a zero byte, its number (8
+    bytes), the hash of the line before (32 bytes; zeros at first), and the canonical JSON of its
+    content.
     """
+    for path in (out, plot):
+        if path is not None and path.exists() and not force:
+            raise UsageError(
+                "E-EXPORT-EXISTS",
+                f"expected no file at {path}: it may be what finds a cut of the ledger",
+                hint="Choose another name, such as one with the date; --force writes over it.",
+            )
+    folder = _folder(home)
     with _opened(home) as ledger:
+        problem = find_problem(ledger, noted_heads(folder))
+        if problem is not None:
+            raise problem
         head = ledger.head()
         entries = ledger.entries()[: head.head.count]
         rows = ledger.rows()[: head.head.count]
         budgets = {a.terms.data_set: a.budget for a in ledger.accounts()}
-    lines = [_line(row) for row in rows]
-    lines.append(canonical({"signed_head": plain(head)}))
-    write_atomic(out, b"\n".join(lines) + b"\n")
+    public_key = MemberKeys.load(folder / IDENTITY_FOLDER).enrolment_public_key
+    write_atomic(out, export_bytes(rows, head, public_key))
     if plot is not None:
         plot_ledger(entries, budgets=budgets, path=plot)
     emit({"entries": len(entries), "head": head.head, "out": out, "plot": plot}, json=json)
 
 
-@contextlib.contextmanager
-def _opened(home: Path | None) -> Iterator[Ledger]:
+def _opened(home: Path | None) -> Ledger:
     folder = _folder(home)
-    verify_ledger_there(folder, noted_heads(folder))
 
     def signer(statement: bytes) -> bytes:
         return MemberKeys.load(folder / IDENTITY_FOLDER).enrolment.sign(statement)
 
-    with Ledger.open(
-        folder / LEDGER_NAME, signer=signer, clock=time.time, read_only=True
-    ) as ledger:
-        yield ledger
+    return open_to_read(folder, signer=signer)
 
 
 def _folder(home: Path | None) -> Path:
@@ -177,23 +211,41 @@ def _folder(home: Path | None) -> Path:
     return open_state(chosen, create=False).path
 
 
-def _kept_head(path: Path, home: Path | None) -> Head:
-    """Return the head at the end of an export, if this node signed it."""
+def _export(path: Path) -> Export:
+    """Read an export and check it by itself."""
     try:
-        last = path.read_bytes().splitlines()[-1]
-        signed = signed_head_from(json_module.loads(last)["signed_head"])
+        data = path.read_bytes()
     except OSError as error:
         raise UnavailableError(
             "E-FILE-UNREADABLE", f"expected to read {path}: {error.strerror}"
         ) from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(
-            "E-LEDGER-HEAD",
-            f"expected a ledger's export in {path}, with a signed head on its last line",
-            hint="Make one with `tacit ledger export --out FILE`, and keep it elsewhere.",
-        ) from error
-    keys = MemberKeys.load(_folder(home) / IDENTITY_FOLDER)
-    return verify_head(signed, keys.enrolment_public_key)
+    return parse_export(data, source=str(path))
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """Return what an export says of itself, which holds."""
+    found = _export(path)
+    return {
+        "ok": True,
+        "head": found.head,
+        "node_id": found.node_id,
+        "key_sha256": found.key_sha256,
+        "until": dt.datetime.fromtimestamp(found.entries[-1].at_s, dt.UTC),
+    }
+
+
+def _kept_head(path: Path, folder: Path) -> Head:
+    """Return the head of an export that holds and is of this node."""
+    found = _export(path)
+    keys = MemberKeys.load(folder / IDENTITY_FOLDER)
+    if found.public_key != keys.enrolment_public_key:
+        raise TrustError(
+            "E-LEDGER-SIGNATURE",
+            f"expected an export that this node (number {keys.node_id}) has signed, got one of "
+            f"node {found.node_id}",
+            hint="Name an export of this node, or the --home of the other one.",
+        )
+    return found.head
 
 
 def _data_set(entry: Entry) -> str | None:
@@ -217,16 +269,6 @@ def _account_json(account: Account) -> dict[str, Any]:
 def _aborted(account: Account) -> int:
     """Return how many charges paid for an attempt that came to nothing, as far as is known."""
     return sum(isinstance(held.closed and held.closed.body, Abort) for held in account.charges)
-
-
-def _line(row: Row) -> bytes:
-    content = row.content if isinstance(row.content, bytes) else b"null"
-    tree = {
-        "sequence": row.sequence,
-        "hash": plain(row.hash),
-        "content": json_module.loads(content),
-    }
-    return canonical(tree)
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:

@@ -6,7 +6,8 @@ training, noised metrics and histograms are reserved at their worst; what leaves
 because the owner's policy allows it, is entered as such. The claim that travels with the reply
 names what the run has cost so far and where the ledger ends.
 
-1. A run is refused when it is offered if, as a whole, it does not fit beside what was spent.
+1. A run is refused when it is offered if, as a whole, it does not fit beside what was spent and
+   what approved runs that are not over will spend. One that is approved stays so.
 2. Room is looked for before an app is called, and charged after its answer has passed every check.
 3. An attempt is charged once, however often it is asked for, restarts included; another attempt is
    another charge.
@@ -20,6 +21,7 @@ names what the run has cost so far and where the ledger ends.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -27,12 +29,13 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from tacit.client.approvals import account_delta
-from tacit.core.errors import ProtocolError, RefusedError, TacitError
+from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError, TrustError
 from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.audit_plan import audit_release
 from tacit.privacy.evaluation_plan import evaluation_plan
+from tacit.privacy.ledger_account import mechanism_for
 from tacit.privacy.ledger_entries import (
     Charge,
     ChargeKey,
@@ -49,7 +52,7 @@ from tacit.privacy.plan import PrivacyPlan, privacy_plan
 from tacit.protos import fleet_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tacit.client.configuration import ClientConfig, DataSet
     from tacit.client.envelope import Release
@@ -89,18 +92,49 @@ class Charges:
         self._config = config
         self._public_key = public_key
 
-    def refusal(self, specification: RunSpec, run_id: str) -> RefusedError | None:
-        """Say why the ledger has no place for a run as a whole, or None if it has."""
+    def refusal(
+        self, specification: RunSpec, run_id: str, *, beside: Mapping[str, RunSpec] | None
+    ) -> RefusedError | None:
+        """Say why the ledger has no place for a run as a whole, or None if it has.
+
+        Args:
+            specification: of the run.
+            run_id: its id; what it was charged so far is a part of the whole.
+            beside: the other runs that are approved and not over, by id; all that they will use on
+                the same data set counts as used. None if this run is approved itself: it is not
+                held against the room any more, which each of its messages is.
+        """
         data_set = self._config.data_sets.get(specification.data_set)
         if account_delta(specification) is None or data_set is None:
             return None
         try:
             terms = self._terms(specification, data_set)
-            for charge in self._whole_run(specification, run_id, data_set):
-                self._ledger.preview(charge, terms)
+            whole = self._whole_run(specification, run_id, data_set)
+            for number, charge in enumerate(whole, 1):
+                self._ledger.preview(charge, terms, planned=whole[:number])
+            others = self._promised(specification.data_set, beside or {})
+            planned = [charge for charges in others.values() for charge in charges]
+            for number, charge in enumerate(whole if planned else [], 1):
+                with _naming(others, terms):
+                    self._ledger.preview(charge, terms, planned=[*planned, *whole[:number]])
+        except BudgetError as error:
+            return None if beside is None else error
         except RefusedError as error:
             return error
+        except TrustError as error:  # damaged: nothing more leaves under it
+            return RefusedError(error.code, error.message, hint=error.hint)
         return None
+
+    def _promised(self, name: str, runs: Mapping[str, RunSpec]) -> dict[str, list[Charge]]:
+        """Return what other runs will have been charged on a data set once they are over."""
+        found: dict[str, list[Charge]] = {}
+        for run_id, specification in runs.items():
+            if specification.data_set == name and account_delta(specification) is not None:
+                with contextlib.suppress(RefusedError):  # it could not be charged anyway
+                    data_set = self._config.data_sets[name]
+                    self._terms(specification, data_set)
+                    found[run_id] = self._whole_run(specification, run_id, data_set)
+        return found
 
     def verify_room(self, release: Release) -> None:
         """Check, before an app is called, that its answer could be charged.
@@ -394,6 +428,36 @@ def head_of(message: fleet_pb2.LedgerHead) -> SignedHead:
         raise ProtocolError("E-LEDGER-HEAD", "expected a ledger's id and hash of 32 bytes each")
     head = Head(ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex())
     return SignedHead(head=head, signature=message.signature.hex())
+
+
+@contextlib.contextmanager
+def _naming(others: Mapping[str, Sequence[Charge]], terms: Terms) -> Iterator[None]:
+    """Say of a budget without room which runs will use it.
+
+    Raises:
+        BudgetError: as it came, with their names.
+    """
+    try:
+        yield
+    except BudgetError as error:
+        runs = [
+            f"{run_id} is approved and will use up to epsilon {_epsilon(charges, terms):.4g}"
+            for run_id, charges in others.items()
+        ]
+        raise BudgetError(
+            error.code,
+            f"{error.message}; counted as used, though not all of it is yet: {'; '.join(runs)}",
+            hint="Wait until such a run is over, or `tacit client deny` it; then "
+            f"`tacit client approve` looks again. {error.hint}",
+        ) from error
+
+
+def _epsilon(charges: Sequence[Charge], terms: Terms) -> float:
+    """Return what a whole run costs one unit of the budget: that of its dearer side."""
+    return max(
+        epsilon_of_events([mechanism_for(charge, charge.mechanism, unit=terms.unit)], terms.delta)
+        for charge in charges
+    )
 
 
 def _times(charge: Charge, releases: int) -> Charge:

@@ -29,7 +29,7 @@ from tacit.client.configuration import (
 )
 from tacit.client.dispatch import Dispatcher
 from tacit.client.isolation import Isolation, probe
-from tacit.client.ledger_view import verify_ledger_there
+from tacit.client.ledger_view import naming_known, verify_ledger_there
 from tacit.client.link import Link
 from tacit.client.local import serve_local
 from tacit.client.node import Node
@@ -110,8 +110,10 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     isolation = probe()
     store = open_store(state.path / STORE_NAME)
     keys = membership.keys
-    verify_ledger_there(state.path, store.list_heads())
-    ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
+    heads = store.list_heads()
+    verify_ledger_there(state.path, heads)
+    with naming_known(heads):
+        ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
     workers = Workers(state.path / "logs", policy=config.policy)
     preparation = Preparation()
     around = Surroundings(
@@ -127,8 +129,10 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         public_key=keys.enrolment_public_key,
     )
     try:
+        with naming_known(heads):
+            node = Node(node_id=identity.node_id, config=config, store=store, around=around)
         yield Assembled(
-            node=Node(node_id=identity.node_id, config=config, store=store, around=around),
+            node=node,
             store=store,
             workers=workers,
             preparation=preparation,
@@ -269,7 +273,8 @@ class Verbs:
     async def approve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Approve a run by hand; a refusal says if the policy in force is not the file's."""
         try:
-            judgement = await self._dispatcher.approve(str(request["run_id"]))
+            repeat = request.get("repeat") is True
+            judgement = await self._dispatcher.approve(str(request["run_id"]), repeat=repeat)
         except RefusedError as error:
             if not await asyncio.to_thread(lambda: self._parts.config_changed):
                 raise
@@ -285,7 +290,8 @@ class Verbs:
         return answer
 
     def _connection(self) -> Connection:
-        dispatcher, error = self._dispatcher, self._dispatcher.last_error
+        dispatcher = self._dispatcher
+        error = dispatcher.last_error or dispatcher.twin
         return Connection(
             state="connected" if dispatcher.link is not None else "connecting",
             address=dispatcher.last_address,

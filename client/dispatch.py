@@ -52,6 +52,7 @@ class Dispatcher:
     Attributes:
         link: the present connection; None while there is none.
         last_address, last_error: of the last connection that broke.
+        twin: set for good once the server has said that another node has this one's keys.
     """
 
     def __init__(self, node: Node, executor: Executor, *, rng: random.Random) -> None:
@@ -67,6 +68,7 @@ class Dispatcher:
         self.link: Connected | None = None
         self.last_address = ""
         self.last_error: TacitError | None = None
+        self.twin: TacitError | None = None
 
     def connected(self, connected: Connected) -> None:
         """Go on with everything that waited for a connection."""
@@ -77,6 +79,8 @@ class Dispatcher:
     def disconnected(self, address: str, error: TacitError) -> None:
         """Let everything wait for the next connection."""
         self.link, self.last_address, self.last_error = None, address, error
+        if error.code == "E-NODE-TWICE":
+            self.twin = error
 
     def handle(self, task: fleet_pb2.Task) -> None:
         """Start what a task asks for; malformed tasks are logged and dropped."""
@@ -102,13 +106,14 @@ class Dispatcher:
         except ProtocolError as error:
             logger.warning("task dropped", extra={"fields": {"code": error.code}})
 
-    async def approve(self, run_id: str) -> Judgement:
+    async def approve(self, run_id: str, *, repeat: bool = False) -> Judgement:
         """Let a person approve a run, and tell the server.
 
         Raises:
             TacitError: the node says why not.
         """
-        judgement = await self._in_thread(self._node.approve, run_id)
+        approve = functools.partial(self._node.approve, repeat=repeat)
+        judgement = await self._in_thread(approve, run_id)
         await self._decide(run_id, judgement)
         return judgement
 
@@ -151,7 +156,7 @@ class Dispatcher:
     async def _decide(self, run_id: str, judgement: Judgement) -> None:
         """Tell the server, if it is there; it offers the run again when it comes back."""
         run = await self._in_thread(self._node.store.load_run, run_id)
-        if self.link is None or run is None:
+        if self.link is None or run is None or run.ended:
             return
         decision = fleet_pb2.Decision(
             run_id=run_id,

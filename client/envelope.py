@@ -72,7 +72,7 @@ class Release:
         approved_app_sha256: fingerprint of the apps that it covers.
         app_sha256: fingerprint of the apps as they are installed now.
         released: replies of this kind of message that this run has released so far.
-        epsilon: what the run costs each record with this reply; None without an account.
+        epsilon: what the run costs each of its units with this reply; None without an account.
         policy: the owner's.
         instruction: what the server asked.
         manifest: what the reply says that it contains.

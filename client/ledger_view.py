@@ -7,6 +7,7 @@ itself.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -16,15 +17,15 @@ from tacit.client.restored import WAITS, read_mark
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.errors import TacitError, TrustError
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
-from tacit.privacy.ledger_entries import Reserve
+from tacit.privacy.ledger_entries import RESTORE_HINT, Reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tacit.privacy.ledger_account import Account
     from tacit.privacy.ledger_entries import Entry
-    from tacit.privacy.ledger_head import Head
+    from tacit.privacy.ledger_head import Head, Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,10 @@ class LedgerStatus:
     hint: str = ""
 
 
+def _refuse(_: bytes) -> bytes:
+    raise AssertionError("who looks does not sign")
+
+
 def read_ledger(folder: Path) -> LedgerStatus:
     """Look at the ledger in a state directory, whether a daemon works with it or not."""
     try:
@@ -90,19 +95,41 @@ def read_ledger(folder: Path) -> LedgerStatus:
     )
 
 
-def open_to_read(folder: Path) -> Ledger:
-    """Open the ledger of a state directory to look at; it signs nothing.
+def open_to_read(folder: Path, *, signer: Signer = _refuse) -> Ledger:
+    """Open the ledger of a state directory to look at; unless told how, it signs nothing.
 
     Raises:
         UnavailableError: it is missing (``E-LEDGER-MISSING``) or cannot be opened.
         TrustError: it is no ledger, or is gone although the node has charged it.
     """
-    verify_ledger_there(folder, noted_heads(folder))
+    heads = noted_heads(folder)
+    verify_ledger_there(folder, heads)
+    with naming_known(heads):
+        return Ledger.open(folder / LEDGER_NAME, signer=signer, clock=time.time, read_only=True)
 
-    def refuse(_: bytes) -> bytes:
-        raise AssertionError("who looks does not sign")
 
-    return Ledger.open(folder / LEDGER_NAME, signer=refuse, clock=time.time, read_only=True)
+@contextlib.contextmanager
+def naming_known(heads: Sequence[Head]) -> Iterator[None]:
+    """Say of a damaged ledger which entry it must have had, by what the node has noted elsewhere.
+
+    Raises:
+        TrustError: as it came, with that entry.
+    """
+    try:
+        yield
+    except TrustError as error:
+        if error.code != "E-LEDGER-CORRUPT" or not heads:
+            raise
+        raise TrustError(
+            error.code,
+            f"{error.message}; entry {_furthest(heads).count} must exist, which this node has "
+            "noted in its own store",
+            hint=error.hint,
+        ) from error
+
+
+def _furthest(heads: Sequence[Head]) -> Head:
+    return max(heads, key=lambda head: head.count)
 
 
 def noted_heads(folder: Path) -> list[Head]:
@@ -127,23 +154,26 @@ def verify_ledger_there(folder: Path, heads: Sequence[Head]) -> None:
     Raises:
         TrustError: ``E-LEDGER-ROLLBACK``, naming the entry that is missed.
     """
-    if heads and not (folder / LEDGER_NAME).exists():
-        known = max(heads, key=lambda head: head.count)
+    path = folder / LEDGER_NAME
+    if heads and not (path.exists() and path.stat().st_size):
         raise TrustError(
             "E-LEDGER-ROLLBACK",
-            f"expected a ledger with entry {known.count} at {folder / LEDGER_NAME}, got no file",
-            hint="Put it back: a node that has charged its ledger never begins another.",
+            f"expected a ledger with entry {_furthest(heads).count} at {path}, got "
+            f"{'an empty file' if path.exists() else 'no file'}",
+            hint="Put it back: a node that has charged its ledger never begins another. "
+            + RESTORE_HINT,
         )
 
 
 def find_problem(ledger: Ledger, heads: Sequence[Head]) -> TrustError | None:
     """Walk the chain anew and hold it against the heads that were noted; None if all is well."""
     problem = ledger.verify().problem
-    if problem is not None:
-        return problem
     try:
-        for head in heads:
-            ledger.check_against(head)
+        with naming_known(heads):
+            if problem is not None:
+                raise problem
+            for head in heads:
+                ledger.check_against(head)
     except TrustError as error:
         return error
     return None

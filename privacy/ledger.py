@@ -8,9 +8,10 @@ keep what was flushed. Promises:
    data set share its budget.
 3. A release is charged once: the same charge under the same run, message and attempt gives the
    entry that is there; another charge under that key refuses.
-4. Before anything is appended, the chain has been walked from its first entry, and the last entry
-   that this process knew is still there, unchanged. A damaged ledger appends nothing more; what
-   can be read of it can still be read.
+4. Before anything is appended, the chain has been walked from its first entry: once, and again
+   whenever another connection has written; all that this process knew is still there, unchanged, in
+   the file of that name. A damaged ledger appends nothing more; what can be read of it can still be
+   read.
 5. The head, signed, leaves with every claim; a head that comes back from others must still be a
    part of this ledger (``check_against``). A rewritten file has an unbroken chain, so this alone
    finds one; and so it finds a restored copy, and a second node on a copy.
@@ -21,6 +22,7 @@ What an entry says is in ``ledger_entries.py``; what entries add up to in ``ledg
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import secrets
 import threading
@@ -46,13 +48,23 @@ from tacit.privacy.ledger_entries import (
     Row,
     Settle,
     Terms,
-    content_of,
     damaged,
-    link_hash,
     parse_row,
+    row_after,
+    verify_same,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, Signer, forked, rolled_back, sign_head
-from tacit.privacy.ledger_store import begin, connected, named, prepare
+from tacit.privacy.ledger_store import (
+    begin,
+    connected,
+    file_id,
+    named,
+    prepare,
+    stored_rows,
+    verify_in_place,
+    verify_pages,
+    written_by_others,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -91,6 +103,8 @@ class Ledger:
         self._book = Book()
         self._entries: list[Entry] = []
         self._problem: TrustError | None = None
+        self._others = -1  # differs once another connection has written
+        self._verify_in_place: Callable[[], None] = lambda: None
 
     @classmethod
     def open(
@@ -114,7 +128,7 @@ class Ledger:
         Raises:
             UnavailableError: the file is missing (``E-LEDGER-MISSING``, when reading only), cannot
                 be opened, or is of a later version.
-            TrustError: it is no ledger at all (``E-LEDGER-CORRUPT``).
+            TrustError: it is no ledger, or cannot be read to its end (``E-LEDGER-CORRUPT``).
         """
         if read_only and not path.exists():
             raise UnavailableError(
@@ -124,9 +138,13 @@ class Ledger:
             )
         ledger = cls(connected(path, read_only=read_only), signer=signer, clock=clock)
         try:
+            ledger._verify_in_place = functools.partial(verify_in_place, path, file_id(path))
             ledger._begin(path, read_only=read_only)
-        except BaseException:
+        except BaseException as error:
             ledger.close()
+            if isinstance(error, TrustError) and not read_only:  # only who looks can name the entry
+                with cls.open(path, signer=signer, clock=clock, read_only=True) as damaged_one:
+                    damaged_one.head()
             raise
         return ledger
 
@@ -149,7 +167,7 @@ class Ledger:
             self._refresh()
 
     def _first_row(self) -> Row:
-        return _row(Begin(random=secrets.token_hex(32)), at_s=self._clock(), after=())
+        return row_after((), Begin(random=secrets.token_hex(32)), at_s=self._clock())
 
     def open_data_set(self, terms: Terms) -> Account:
         """Open a data set's account, or check that it is open on these terms; follow its budget.
@@ -314,25 +332,33 @@ class Ledger:
         with self._fresh():
             return self._book.held(key)
 
-    def preview(self, charge: Charge, terms: Terms) -> Cost:
+    def preview(self, charge: Charge, terms: Terms, *, planned: Sequence[Charge] = ()) -> Cost:
         """Return what a charge would cost on these terms, if it has room, without writing either.
 
+        Args:
+            charge: what would be charged.
+            terms: of its data set's account, open or not.
+            planned: charges of whole runs, in the place of what these were charged so far.
+
         Raises:
-            BudgetError, RefusedError: as :meth:`open_data_set` and :meth:`reserve`.
+            BudgetError, RefusedError, TrustError: as :meth:`open_data_set` and :meth:`reserve`.
         """
         with self._fresh():
-            book = self._book.on(terms)
+            self._verify_sound()
+            book = self._book.on(terms, planned)
             book.verify_charge(charge)
             cost = book.cost(charge, charge.mechanism)
             book.verify_room(charge, cost)
             return cost
 
-    def rows(self, *, since: int = -(2**63)) -> list[Row]:
-        """Return what is stored from an entry on, undamaged or not, by its number."""
-        query = "SELECT sequence, previous, content, hash FROM entries WHERE sequence >= ?"
-        with self._lock, named():
-            found = self._connection.execute(f"{query} ORDER BY sequence", (since,)).fetchall()
-        return [Row(*row) for row in found]
+    def rows(self) -> list[Row]:
+        """Return what is stored, undamaged or not, by its number.
+
+        Raises:
+            TrustError: the file cannot be read to its end (``E-LEDGER-CORRUPT``).
+        """
+        with self._lock:
+            return list(stored_rows(self._connection))
 
     def entries(self) -> list[Entry]:
         """Return all entries, up to the first damaged one."""
@@ -418,7 +444,7 @@ class Ledger:
                 raise
 
     def _append(self, body: Body) -> Entry:
-        row = _row(body, at_s=self._clock(), after=self._entries)
+        row = row_after(self._entries, body, at_s=self._clock())
         entry = self._take(row)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
         return entry
@@ -440,32 +466,28 @@ class Ledger:
         self._problem = None
 
     def _refresh(self) -> None:
-        """Take in what was appended since, after a look at the last entry that was known."""
+        """Take in what was appended; see that what was known is there, all if others wrote."""
         if self._problem is not None:
             return
-        count = len(self._entries)
+        known = len(self._entries)
         try:
-            rows = self.rows(since=count) if count else self.rows()
-            if count and (not rows or rows.pop(0).hash != self._entries[-1].hash):
-                raise damaged(count, "it has changed or gone since it was read")
-            for row in rows:
-                self._take(row)
-            if not self._entries:
-                raise damaged(1, "it is missing")
-            if not count:
-                with named():
-                    (said,) = self._connection.execute("PRAGMA quick_check").fetchone()
-                if said != b"ok":
-                    raise damaged(len(self._entries) + 1, "the file's pages disagree")
+            self._verify_in_place()
+            others = written_by_others(self._connection)
+            place = max(known - 1, 0) if others == self._others else 0
+            since = (place + 1,) if place else ()
+            for row in stored_rows(self._connection, *since):
+                if place < known:
+                    verify_same(row, self._entries[place])
+                else:
+                    self._take(row)
+                place += 1
+            if place < max(known, 1):
+                raise damaged(place + 1, "it is missing")
+            if not known:
+                verify_pages(self._connection, after=len(self._entries))
+            self._others = others
         except TrustError as error:
             self._problem = error
-
-
-def _row(body: Body, *, at_s: float, after: Sequence[Entry]) -> Row:
-    sequence = len(after) + 1
-    previous = after[-1].hash if after else FIRST_PREVIOUS
-    content = content_of(body, at_s=at_s)
-    return Row(sequence, previous, content, link_hash(sequence, previous, content))
 
 
 def _conflict(key: ChargeKey, known: Entry) -> Entry:

@@ -228,8 +228,13 @@ class Book:
             )
         return self._pages[data_set].terms
 
-    def on(self, terms: Terms) -> Book:
+    def on(self, terms: Terms, planned: Iterable[Charge] = ()) -> Book:
         """Return this book with an account that is open on these terms; this one stays as it is.
+
+        Args:
+            terms: of the account.
+            planned: charges of whole runs, one for each purpose; each counts in the place of what
+                its run was charged for that purpose, unless that is more already.
 
         Raises:
             RefusedError: the account is open on other terms; see :func:`verify_terms`.
@@ -238,6 +243,8 @@ class Book:
         if terms.data_set in self._pages:
             verify_terms(terms, self.terms(terms.data_set))
             charges = self._pages[terms.data_set].charges
+        for charge in planned:
+            charges = _with_planned(charges, charge)
         book = Book()
         book.ledger, book._keys, book._exposed = self.ledger, self._keys, self._exposed
         book._pages = self._pages | {terms.data_set: _Pages(terms=terms, charges=charges)}
@@ -348,6 +355,19 @@ class Book:
 
 
 _NOT_YET = Entry(sequence=0, at_s=0.0, body=Begin(random=""), hash=b"")
+
+
+def _with_planned(charges: Mapping[ChargeKey, Held], whole: Charge) -> dict[ChargeKey, Held]:
+    """Put the charge of a whole run in the place of what it was charged so far."""
+    so_far = {
+        key: held
+        for key, held in charges.items()
+        if (held.charge.run, held.charge.purpose) == (whole.run, whole.purpose)
+    }
+    if sum(held.mechanism.steps for held in so_far.values()) >= whole.mechanism.steps:
+        return dict(charges)  # rounds were tried again
+    others = {key: held for key, held in charges.items() if key not in so_far}
+    return others | {whole.key: Held(entry=_NOT_YET, charge=whole, mechanism=whole.mechanism)}
 
 
 def mechanism_for(charge: Charge, mechanism: Mechanism, *, unit: Unit) -> Mechanism:

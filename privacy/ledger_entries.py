@@ -22,9 +22,17 @@ from tacit.core.specification import Relation
 from tacit.privacy.accounting import Mechanism, SampledGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 FIRST_PREVIOUS = bytes(32)
+
+RESTORE_HINT = (
+    "Keep this folder as it is, and restore the newest undamaged copy into another one: "
+    "`tacit client restore FILE --home FOLDER`. A copy that lacks entries which the server has "
+    "seen is refused: nothing may leave under that node. If there is no newer copy, nobody knows "
+    "what these records have cost; records that were never used can go on as a new node, with a "
+    "new token and an empty folder."
+)
 
 _ENTRY_CONTEXT = b"tacit ledger entry v1\0"
 
@@ -340,6 +348,14 @@ def canonical(tree: object) -> bytes:
     ).encode()
 
 
+def row_after(known: Sequence[Entry], body: Body, *, at_s: float) -> Row:
+    """Return the row of the entry that follows those that are known."""
+    sequence = len(known) + 1
+    previous = known[-1].hash if known else FIRST_PREVIOUS
+    content = content_of(body, at_s=at_s)
+    return Row(sequence, previous, content, link_hash(sequence, previous, content))
+
+
 def link_hash(sequence: int, previous: bytes, content: bytes) -> bytes:
     """Return the hash that binds an entry to its place (SHA-256)."""
     place = sequence.to_bytes(8, "big")
@@ -373,6 +389,18 @@ def parse_row(row: Row, *, after: int, previous: bytes) -> Entry:
     )
 
 
+def verify_same(row: Row, known: Entry) -> None:
+    """Check that a stored entry is still the one that was read before; it covers all before it.
+
+    Raises:
+        TrustError: ``E-LEDGER-CORRUPT``, naming the entry.
+    """
+    previous = row.previous if isinstance(row.previous, bytes) else b""
+    same = row.sequence == known.sequence and row.hash == known.hash
+    if not (same and link_hash_of(row, previous) == known.hash):
+        raise damaged(known.sequence, "it has changed or gone since it was read")
+
+
 def link_hash_of(row: Row, previous: bytes) -> bytes:
     """Return the hash that a stored row must carry after ``previous``."""
     if not (isinstance(row.sequence, int) and isinstance(row.content, bytes)):
@@ -385,8 +413,8 @@ def damaged(sequence: int, why: str) -> TrustError:
     return TrustError(
         "E-LEDGER-CORRUPT",
         f"expected an unbroken ledger, got damage at entry {sequence}: {why}",
-        hint="Nothing more leaves under this ledger. `tacit ledger show` shows what can be read; "
-        "put back the newest undamaged copy of the state directory.",
+        hint="Nothing more leaves under this ledger. `tacit ledger show` shows what can be read. "
+        + RESTORE_HINT,
     )
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, ProtocolError, TrustError
 from tacit.core.plain import plain
-from tacit.privacy.ledger_entries import canonical
+from tacit.privacy.ledger_entries import RESTORE_HINT, canonical
 
 _ID_CONTEXT = b"tacit ledger id v1\0"
 _HEAD_CONTEXT = b"tacit ledger head v1\0"  # separates this signature from every other
@@ -106,7 +106,7 @@ def rolled_back(known: Head, count: int) -> TrustError:
         f"expected at least {known.count} entries, got {count}: entry {count + 1} and later ones "
         "are gone",
         hint="An old copy was put back, or the file was cut. Put back the newest copy: what left "
-        "under the lost entries stays spent.",
+        f"under the lost entries stays spent. {RESTORE_HINT}",
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tacit.core.errors import TrustError, UnavailableError
 from tacit.core.files import write_error
+from tacit.privacy.ledger_entries import RESTORE_HINT, Row, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _WAIT_S = 60.0  # another process may hold the file while its accountant works
+_FIRST = -(2**63)  # a changed number may be any
 _SCHEMA = """
 CREATE TABLE entries (
   sequence INTEGER PRIMARY KEY,
@@ -51,6 +53,8 @@ def connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
             timeout=_WAIT_S,
         )
     connection.text_factory = bytes  # whatever a damaged row holds can be read
+    if read_only:
+        connection.execute("PRAGMA writable_schema = ON")  # a truncated file too; writes nothing
     return connection
 
 
@@ -80,6 +84,78 @@ def begin(connection: sqlite3.Connection, first: Callable[[], Sequence[object]])
     connection.execute("COMMIT")
 
 
+def stored_rows(connection: sqlite3.Connection, since: int = _FIRST) -> Iterator[Row]:
+    """Yield what is stored from an entry on, undamaged or not, by its number.
+
+    Rows are asked for one by one, so that all that precede a damaged page are given.
+
+    Raises:
+        UnavailableError: the file cannot be used at present.
+        TrustError: the file cannot be read further (``E-LEDGER-CORRUPT``, naming the entry).
+    """
+    query = (
+        "SELECT sequence, previous, content, hash FROM entries WHERE sequence {} ? "
+        "ORDER BY sequence LIMIT 1"
+    )
+    comparison, last, expected = ">=", since, max(since, 1)
+    while True:
+        try:
+            with named():
+                row = connection.execute(query.format(comparison), (last,)).fetchone()
+        except TrustError as error:
+            why = f"it cannot be read from the file ({error.__cause__})"
+            raise damaged(expected, why) from error
+        if row is None:
+            return
+        yield Row(*row)
+        comparison, last, expected = ">", row[0], expected + 1
+
+
+def file_id(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another one of the same name; zeros if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_dev, found.st_ino)
+
+
+def verify_in_place(path: Path, opened: tuple[int, int]) -> None:
+    """Check that the file that was opened is still the one of that name.
+
+    Raises:
+        TrustError: ``E-LEDGER-CORRUPT``: what is written here would be in no file of that name.
+    """
+    if file_id(path) != opened:
+        raise TrustError(
+            "E-LEDGER-CORRUPT",
+            f"expected the ledger at {path} to stay the file that was opened, got another or none",
+            hint="It was moved or replaced while this process used it: stop the node, put the file "
+            f"back that was there, and see `tacit ledger verify`. {RESTORE_HINT}",
+        )
+
+
+def verify_pages(connection: sqlite3.Connection, *, after: int) -> None:
+    """Check that the file's pages agree with one another.
+
+    Raises:
+        TrustError: ``E-LEDGER-CORRUPT``, naming what comes after the entries that hold.
+    """
+    try:
+        with named():
+            (said,) = connection.execute("PRAGMA quick_check").fetchone()
+    except TrustError as error:
+        said = str(error.__cause__).encode()
+    if said != b"ok":
+        raise damaged(after + 1, "the file's pages disagree")
+
+
+def written_by_others(connection: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection has written to the file."""
+    with named():
+        return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
 @contextlib.contextmanager
 def named() -> Iterator[None]:
     """Give what SQLite says its place in our tree.
@@ -96,7 +172,7 @@ def named() -> Iterator[None]:
         raise TrustError(
             "E-LEDGER-CORRUPT",
             f"expected a ledger, got a file that cannot be read as one: {error}",
-            hint="Put back the newest undamaged copy of the state directory.",
+            hint=RESTORE_HINT,
         ) from error
 
 

@@ -77,6 +77,21 @@ class UniformStream:
         return np.flatnonzero(self.uniforms(count) < probability).astype(np.int64)
 
 
+class SignStream:
+    """Fair signs, one random bit each: a canary's direction, never a record's protection."""
+
+    def __init__(self, key: bytes, *, purpose: str) -> None:
+        self._words = _KeyStream(key, purpose)
+
+    def bits(self, rows: int, *, columns: int) -> npt.NDArray[np.uint8]:
+        """Return the next rows, eight bits a byte: uint8, ``(rows, 8 x ceil(columns / 64))``.
+
+        A row starts at a whole word, so that rows can be unpacked one by one.
+        """
+        width = -(-columns // 64)
+        return self._words.words(rows * width).view(np.uint8).reshape(rows, 8 * width)
+
+
 class GaussianStream:
     """Standard normal numbers in float64, by Box and Muller (1958), from 53-bit uniforms.
 

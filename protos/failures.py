@@ -75,6 +75,13 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-MEMBER-EXISTS": ("there is a member of that name", "Choose another name, or revoke it."),
     "E-MEMBER-REVOKED": ("this member has been revoked", _ASK_OPERATOR),
     "E-MEMBER-UNKNOWN": ("there is no member of that name", "See `tacit server members`."),
+    "E-NODE-TWICE": (
+        "another node has connected with this node's keys while this one was connected",
+        (
+            "Two nodes work on copies of one state directory, and each charges a ledger that lacks "
+            "what the other released: stop one for good, and see `tacit client check` at the other."
+        ),
+    ),
     "E-PROTOCOL-VERSION": (
         "server and client speak different versions of the protocol",
         "Install the same version of tacit at both ends.",

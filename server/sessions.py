@@ -1,7 +1,9 @@
 """Which nodes are connected, and the queue of small tasks for each.
 
 A node is connected while its Watch stream is open. A second stream of the same node takes the
-place of the first: the first belongs to a connection that has died without anybody noticing.
+place of the first, which mostly belongs to a connection that has died without anybody noticing. A
+stream that took a place so and loses it the same way tells of two nodes with one identity: each
+comes back as soon as the other has taken its place.
 """
 
 from __future__ import annotations
@@ -19,11 +21,18 @@ MAX_QUEUED = 10_000  # a node that reads nothing is cut off, instead of filling 
 
 
 class Session:
-    """One open Watch stream."""
+    """One open Watch stream.
 
-    def __init__(self, node_id: int) -> None:
+    Attributes:
+        taken: how many streams in turn have taken the place of one that was open.
+        replaced: whether another stream has taken this one's place.
+    """
+
+    def __init__(self, node_id: int, *, taken: int = 0) -> None:
         self.node_id = node_id
+        self.taken = taken
         self.closed = False
+        self.replaced = False
         self._tasks: deque[Task] = deque()
         self._changed = asyncio.Event()
 
@@ -64,10 +73,11 @@ class Sessions:
 
     def open(self, node_id: int) -> Session:
         """Begin a stream."""
-        old = self._sessions.get(node_id)
-        if old is not None:
+        old, taken = self._sessions.get(node_id), 0
+        if old is not None and not old.closed:
+            old.replaced, taken = True, old.taken + 1
             old.close()
-        session = self._sessions[node_id] = Session(node_id)
+        session = self._sessions[node_id] = Session(node_id, taken=taken)
         self._tell(node_id, connected=True)
         return session
 

@@ -93,4 +93,4 @@ def _unaffordable(specification: RunSpec, config: ClientConfig) -> RefusedError 
         path = Path(folder) / LEDGER_NAME
         with Ledger.open(path, signer=lambda _: bytes(64), clock=time.time) as ledger:
             charges = Charges(ledger, config=config, public_key=bytes(32))
-            return charges.refusal(specification, "trial")
+            return charges.refusal(specification, "trial", beside={})

@@ -11,6 +11,8 @@ Promises, for one call and one key:
 3. Gaussian noise of deviation ``noise_multiplier x clip`` is added to every coordinate, also where
    the sample is empty, and the whole is divided by the public normaliser.
 4. Step k's randomness is used once: the engine counts its own steps.
+5. An included canary (``canaries.py``) is one unit more: sampled, clipped, summed as a record is.
+   The normaliser stays; without canaries nothing is different.
 
 How many records there are changes nothing but the sum.
 """
@@ -26,6 +28,7 @@ from torch import nn
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.specification import PrivacyUnit
 from tacit.privacy.dpsgd.book_keeping import BookKeeping, unsupported_layers
+from tacit.privacy.dpsgd.canaries import Canaries, CanaryScores, CanaryUnits
 from tacit.privacy.dpsgd.mechanism import GaussianMechanism, Mechanism
 from tacit.privacy.dpsgd.units import Grouping, Records, Subjects, one_row_each
 from tacit.privacy.dpsgd.validation import batch_norms, verify_model
@@ -82,6 +85,7 @@ class Engine:
         *,
         steps: int,
         subjects: Subjects | None = None,
+        canaries: CanaryUnits | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.notes = notes
@@ -89,6 +93,7 @@ class Engine:
         self._mechanism = mechanism
         self._steps = steps
         self._subjects = subjects
+        self._canaries = canaries
         self._step = 0
         self._tried = False
         self._sums = [torch.zeros(p.shape, dtype=torch.float64) for p in source.parameters]
@@ -121,10 +126,29 @@ class Engine:
         units = self._units(features)
         for total in self._sums:
             total.zero_()
-        chosen = self._mechanism.sample(units.units, step=step)
-        for rows, grouping in units.chunks(chosen, self._source.chunk_records):
-            self._add_clipped(features[rows], labels[rows], grouping)
-        return self._mechanism.release(self._sums, step=step)
+        # Canaries are the first units, in or out: no bit, and no record, moves another one's coin.
+        canaries = 0 if self._canaries is None else self._canaries.count
+        chosen = self._mechanism.sample(canaries + units.units, step=step)
+        of_units = chosen[chosen >= canaries] - canaries
+        for rows, grouping in units.chunks(of_units, self._source.chunk_records):
+            self._add_records(features[rows], labels[rows], grouping)
+        if self._canaries is None:
+            return self._mechanism.release(self._sums, step=step)
+        for parts in self._canaries.contributions(chosen[chosen < canaries], step=step):
+            self._add_clipped(parts)
+        released = self._mechanism.release(self._sums, step=step)
+        self._canaries.observe(released, step=step)
+        return released
+
+    def canary_scores(self) -> CanaryScores:
+        """Return what this release's steps so far say of each canary; those of releases add up.
+
+        Raises:
+            ValueError: there are no canaries.
+        """
+        if self._canaries is None:
+            raise ValueError("expected an engine with canaries")
+        return self._canaries.scores()
 
     def _units(self, features: torch.Tensor) -> Records | Subjects:
         if self._subjects is None:
@@ -136,7 +160,7 @@ class Engine:
             )
         return self._subjects
 
-    def _add_clipped(
+    def _add_records(
         self, features: torch.Tensor, labels: torch.Tensor, grouping: Grouping
     ) -> None:
         real = grouping.units
@@ -146,8 +170,11 @@ class Engine:
             features, labels = features.repeat_interleave(2, 0), labels.repeat_interleave(2)
             grouping = one_row_each(2)
         parts = self._source.contributions(features, labels, grouping)
-        if not parts:
-            return
+        if parts:
+            self._add_clipped(parts, real=real)
+
+    def _add_clipped(self, parts: list[Contribution], *, real: int | None = None) -> None:
+        """Clip each unit over all its parts together, and add it; units from ``real`` on not."""
         norms = torch.stack([part.squared_norms() for part in parts]).sum(dim=0).sqrt()
         factors = torch.zeros_like(norms)
         factors[:real] = self._mechanism.factors(norms[:real])
@@ -166,6 +193,7 @@ def make_engine(
     plan: PrivacyPlan,
     noise_key: bytes,
     subjects: Int64Array | None = None,
+    canaries: Canaries | None = None,
 ) -> Engine:
     """Return the engine for a model and a plan: by book-keeping, or by Opacus where that cannot be.
 
@@ -175,10 +203,13 @@ def make_engine(
         noise_key: 32 secret bytes, for this engine alone.
         subjects: int64 ``(n,)``, the subject of each record; needed where the plan's unit is one.
             Of a subject with more than ``plan.most_records``, the first so many count.
+        canaries: units to audit by; each counts as one towards the records that the owner declared,
+            which is the caller's to hold.
 
     Raises:
-        RefusedError: the plan has no mechanism (``E-MODE-NOT-BUILT``), or its unit is a subject
-            and no subjects are given (``E-SUBJECTS-MISSING``).
+        RefusedError: the plan has no mechanism (``E-MODE-NOT-BUILT``): no epsilon, no engine and
+            no canaries; or its unit is a subject and no subjects are given
+            (``E-SUBJECTS-MISSING``).
         ConfigError: the model has layers without per-example gradients (``E-MODEL-NOT-DP``).
     """
     if not plan.trains_with_noise:
@@ -200,8 +231,20 @@ def make_engine(
         GaussianMechanism(plan, noise_key),
         steps=plan.local_steps,
         subjects=by_subject,
+        canaries=None
+        if canaries is None
+        else CanaryUnits(canaries, source.parameters, clip=plan.clip),
         notes=notes,
     )
+
+
+def gradient_notes(model: nn.Module) -> tuple[str, ...]:
+    """Say where a model's per-example gradients would come from, and why where it is not our rules.
+
+    Raises:
+        ConfigError: as :func:`make_engine`.
+    """
+    return _source_for(model)[1]
 
 
 def _source_for(model: nn.Module) -> tuple[GradientSource, tuple[str, ...]]:

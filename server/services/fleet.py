@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from tacit.core.errors import ProtocolError, TacitError, UnavailableError
+from tacit.core.errors import ProtocolError, TacitError, TrustError, UnavailableError
 from tacit.protos import fleet_pb2
 from tacit.protos.channel import MAX_MESSAGE_BYTES
 from tacit.protos.frames import encode_chunks, encode_head
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tacit.server.fleet")
 
 PROTOCOL_VERSION = 1
+_TWICE = 2  # one stream in the place of another may be a connection that died; two in turn are not
+_TWICE_AGAIN = 50  # said again after so many, for runs that began meanwhile
 STALL_S = 60.0  # an upload that sends nothing for so long gives its place to others
 
 _VERDICTS = {
@@ -105,7 +107,13 @@ class FleetService:
         )
 
     async def Watch(self, request: fleet_pb2.WatchRequest, context: Context) -> None:  # noqa: N802
-        """Stream tasks to a node, and signs of life, until one side ends it."""
+        """Stream tasks to a node, and signs of life, until one side ends it.
+
+        Raises:
+            ProtocolError: the node has not joined this daemon (``E-SERVER-RESTARTED``).
+            TrustError: the node was revoked, or another with its keys has connected
+                (``E-NODE-TWICE``).
+        """
         who = caller()
         if request.server_id != self._server_id:
             raise ProtocolError("E-SERVER-RESTARTED", "expected a Join to this daemon first")
@@ -114,6 +122,8 @@ class FleetService:
             self._heads.keep(who.node_id, head)
         session = self._sessions.open(who.node_id)
         log.info("node connected", extra={"fields": {"member": who.name}})
+        if session.taken % _TWICE_AGAIN == _TWICE:
+            self._note_twice(who.node_id, who.name)
         try:
             for greeting in self._scheduler.greetings(who.node_id):
                 session.send(greeting)
@@ -122,6 +132,10 @@ class FleetService:
                     await context.write(task)
                 self._membership.verify(who.verified_identity)
                 await context.write(task)
+            if session.replaced:
+                raise TrustError(
+                    "E-NODE-TWICE", f"{who.name} has connected again while it was connected"
+                )
         finally:
             self._sessions.end(session)
             self._note_left(who.node_id, who.name)
@@ -220,6 +234,17 @@ class FleetService:
             self._scheduler.note_refused(node_id, error.code)
             raise
         self._joined_with[node_id] = head
+
+    def _note_twice(self, node_id: int, name: str) -> None:
+        """Tell the operator, here and in its runs, that two nodes have one identity."""
+        fields = {
+            "member": name,
+            "code": "E-NODE-TWICE",
+            "hint": "two nodes work on copies of one state directory, or the network drops "
+            "connections unnoticed: ask the owner to stop one for good",
+        }
+        log.warning("the same node is connected twice", extra={"fields": fields})
+        self._scheduler.note_refused(node_id, "E-NODE-TWICE")
 
     def _note_left(self, node_id: int, name: str) -> None:
         log.info("node gone", extra={"fields": {"member": name}})

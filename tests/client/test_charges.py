@@ -192,7 +192,7 @@ def test_a_bound_per_record_is_none_on_a_budget_per_subject(tmp_path: Path) -> N
     config = dataclasses.replace(config, data_sets={"default": data_set})
     with open_ledger(tmp_path) as ledger:
         charges = Charges(ledger, config=config, public_key=KEY.public_key().public_bytes_raw())
-        refusal = charges.refusal(make_spec(), RUN)
+        refusal = charges.refusal(make_spec(), RUN, beside={})
     assert refusal is not None
     assert refusal.code == "E-LEDGER-UNIT"
 

@@ -7,6 +7,7 @@ looks: `tacit client status`, `tacit client check` and `tacit ledger verify`.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -92,12 +93,17 @@ def assert_refused(played: Federation, code: str, *words: str) -> None:
     verify = played.tacit("ledger", "verify", "--home", played.root / "ada").refuses(5, code)
     status = played.tacit("client", "status", "--home", played.root / "ada")
     check = played.tacit("client", "check", "--home", played.root / "ada")
-    assert (status.code, check.code) == (0, 3)
+    export = played.root / "refused.jsonl"
+    played.tacit("ledger", "export", "--home", played.root / "ada", "--out", export).refuses(
+        5, code
+    )
+    assert not export.exists()
+    assert (status.code, check.code) == (5, 3)
     for text in (start.text, verify, status.out, check.out):
         shown = " ".join(text.split())
         assert f"[{code}]" in shown
         assert all(word in shown for word in words), shown
-    assert "copy" in status.out or "Put it back" in status.out  # what to do
+    assert "tacit client restore" in status.out or "stop one for good" in status.out  # what to do
 
 
 def test_a_flipped_byte(played: Federation, home: Path) -> None:
@@ -108,6 +114,15 @@ def test_a_flipped_byte(played: Federation, home: Path) -> None:
         content[10] ^= 1
         connection.execute("UPDATE entries SET content = ? WHERE sequence = 4", (bytes(content),))
     assert_refused(played, "E-LEDGER-CORRUPT", "entry 4")
+
+
+def test_a_truncated_file(played: Federation, home: Path) -> None:
+    """Its last page is gone: the first lost entry is named, and the one that the store knows."""
+    path, entries = home / "ledger.sqlite", entries_of(home)
+    with tampering(path) as connection:
+        connection.execute("VACUUM")
+    os.truncate(path, path.stat().st_size - 4096)
+    assert_refused(played, "E-LEDGER-CORRUPT", "damage at entry", f"entry {entries} must exist")
 
 
 def test_a_truncated_tail(played: Federation, home: Path) -> None:
@@ -170,6 +185,19 @@ def test_a_second_node_on_a_copied_directory(played: Federation, living: Path) -
     played.finish(run_id)
     assert entries_of(living) == entries + ROUNDS
     assert entries_of(twin_home) == entries
+    stop(twin)
+
+
+def test_two_nodes_on_equal_copies(played: Federation, living: Path) -> None:
+    """They take one another's place at the server: both owners and the operator are told."""
+    twin_home = copy_of(living, "equal")
+    twin = played.start("equal", "client", "start", "--home", twin_home)
+    for daemon, home in ((twin, twin_home), (played.daemons["ada"], living)):
+        daemon.says("E-NODE-TWICE")
+        status = " ".join(played.tacit("client", "status", "--home", home).out.split())
+        assert "another node has connected with this node's keys" in status
+        assert "stop one for good" in status
+    played.daemons["server"].says("the same node is connected twice")
     stop(twin)
 
 
