@@ -32,7 +32,7 @@ from tacit.privacy.sums import one_hot
 if TYPE_CHECKING:
     from torch import nn
 
-    from tacit.attacks.target import Float64Array, Int64Array
+    from tacit.attacks.target import BoolArray, Float64Array, Int64Array
     from tacit.core.audit_spec import AuditSpec
     from tacit.core.specification import RunSpec
     from tacit.learning.prepared import PreparedSets
@@ -59,7 +59,7 @@ def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Floa
     is_member = np.arange(len(examples)) < len(sets.train)
     target = ModelTarget(model=model)
     logits = target.logits(examples.features)
-    counted = np.isfinite(logits).all(axis=1)
+    counted: BoolArray = np.asarray(np.isfinite(logits).all(axis=1))
     evidence = Evidence(
         outputs=Outputs(logits=np.where(counted[:, None], logits, 0.0), labels=examples.labels),
         examples=examples,
