@@ -24,7 +24,7 @@ NOISED = {"epsilon": 4.0, "delta": 1e-4, "bins": 8, "probes": ("loss",)}
 def test_an_overfit_model_is_caught_by_merged_histograms(tmp_path: Path) -> None:
     """Exact or noised: members of all owners together are told from non-members."""
     with world(tmp_path, OVERFIT) as made:
-        exact = made.audit("r-00000011", bins=32)
+        exact = made.audit("r-00000011", bins=8)
         noised = made.audit("r-00000012", **NOISED)
         own = [
             json.loads(path.read_bytes())
