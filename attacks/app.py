@@ -75,11 +75,17 @@ def _histograms(task: Task, audit: AuditSpec, key: bytes | None) -> dict[str, li
 
 
 def _leave_report(task: Task, folder: Path) -> None:
-    """Write the owner's report, or why there is none: that must not show in what is sent."""
+    """Write the owner's report, or why there is none.
+
+    Whether there is one depends on the records, and so must not show in whether an answer leaves.
+    """
     try:
         report = local_report(task.model, task.sets, task.spec)
     except TacitError as error:
         (folder / TEXT_NAME).write_text(f"No report of your own: {error.message} [{error.code}]\n")
+        return
+    except Exception as error:  # noqa: BLE001 - see above; the text could quote a record
+        (folder / TEXT_NAME).write_text(f"No report of your own: a bug, {type(error).__name__}\n")
         return
     (folder / REPORT_NAME).write_bytes(report_text(report))
     lines = [report["line"], *(f"not conclusive: {why}" for why in report["reasons"])]

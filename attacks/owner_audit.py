@@ -32,7 +32,7 @@ from tacit.privacy.sums import one_hot
 if TYPE_CHECKING:
     from torch import nn
 
-    from tacit.attacks.target import Float64Array, Int64Array
+    from tacit.attacks.target import BoolArray, Float64Array, Int64Array
     from tacit.core.audit_spec import AuditSpec
     from tacit.core.specification import RunSpec
     from tacit.learning.prepared import PreparedSets
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Float64Array:
     """Return each record's contribution: for each probe one 1, in the cell of its side and bin.
 
-    Training records come first, then those that were held out.
+    Training records come first, then those that were held out. A record for which the model's
+    answer or a score is no number contributes nothing: an error would tell that there is one.
 
     Args:
         model: in evaluation mode, whose answer for one record does not depend on the others.
@@ -57,18 +58,23 @@ def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Floa
     )
     is_member = np.arange(len(examples)) < len(sets.train)
     target = ModelTarget(model=model)
+    logits = target.logits(examples.features)
+    counted: BoolArray = np.asarray(np.isfinite(logits).all(axis=1))
     evidence = Evidence(
-        outputs=Outputs(logits=target.logits(examples.features), labels=examples.labels),
+        outputs=Outputs(logits=np.where(counted[:, None], logits, 0.0), labels=examples.labels),
         examples=examples,
         target=target,
     )
     nothing = np.random.default_rng(0)  # these probes draw nothing
     blocks = []
     for name in audit.probes:
-        scores = MEMBERSHIP[name].scores(evidence, rng=nothing)
-        cells = positions(SCALES[name].edges(audit.bins), scores, is_member)
+        with np.errstate(all="ignore"):
+            scores = MEMBERSHIP[name].scores(evidence, rng=nothing)
+        counted &= ~np.isnan(scores)
+        cells = positions(SCALES[name].edges(audit.bins), np.nan_to_num(scores), is_member)
         blocks.append(one_hot(cells, bins=audit.length))
-    return np.concatenate(blocks, axis=1)
+    contributions: Float64Array = np.concatenate(blocks, axis=1) * counted[:, None]
+    return contributions
 
 
 def subjects_of(sets: PreparedSets) -> Int64Array | None:

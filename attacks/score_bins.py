@@ -46,17 +46,17 @@ class ScoreScale:
 
 SCALES: Final[Mapping[str, ScoreScale]] = MappingProxyType(
     {
-        # A loss of 5 nats: the true class has less than a hundredth; of 1e-4: the model is sure.
+        # A loss of 5 nats: the true class has less than a hundredth; of 1e-3: the model is sure.
         "loss": ScoreScale(
-            least=1e-4, most=5.0, is_logarithm=False, source="Yeom et al. 2018, arXiv 1709.01604"
+            least=1e-3, most=5.0, is_logarithm=False, source="Yeom et al. 2018, arXiv 1709.01604"
         ),
         # With two classes it is about twice the square of a small loss.
         "modified-entropy": ScoreScale(
-            least=2e-8, most=10.0, is_logarithm=True, source="Song & Mittal 2021, arXiv 2003.10595"
+            least=2e-6, most=10.0, is_logarithm=True, source="Song & Mittal 2021, arXiv 2003.10595"
         ),
         # At most about the norm of what the weights see, which is a few units on scaled features.
         "gradient-norm-all": ScoreScale(
-            least=1e-4, most=10.0, is_logarithm=True, source="Nasr et al. 2019, arXiv 1812.00910"
+            least=1e-3, most=10.0, is_logarithm=True, source="Nasr et al. 2019, arXiv 1812.00910"
         ),
     }
 )

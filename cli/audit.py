@@ -166,6 +166,13 @@ def run(
         raise UsageError("E-AUDIT-PLAN", f"expected a plan, {', '.join(PLANS)}, got {plan!r}")
     configure_logging("audit", level="WARNING")
     if federated:
+        files = (members, nonmembers, population, model, recipe, folder, predictions)
+        if any(each is not None for each in files):
+            raise UsageError(
+                "E-AUDIT-FILES",
+                f"expected RUN or files, got both: the records of {federated} stay where they are",
+                hint="tacit audit run --help",
+            )
         terms = FederatedTerms(
             run=federated,
             plan=plan,

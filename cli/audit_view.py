@@ -63,8 +63,9 @@ def _show_federation(console: Console, federation: Json) -> None:
     counts = f"each count with noise of standard deviation {noise:.3g}" if noise else "exact counts"
     console.print(
         f"Merged in {federation['audit_run']} from {len(federation['sent'])} owners of "
-        f"{federation['run']}, each asked at their own node; {counts}. What left each of them:"
+        f"{federation['run']}, each asked at their own node; {counts}."
     )
+    console.print("What left each owner:")
     table = _table("owner", "lists", "bytes", "epsilon", "delta", "per", "ledger entry")
     for each in federation["sent"]:
         lists = ", ".join(f"{one['name']} ({one['length']})" for one in each["lists"])

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from tacit.cli.output import visible
 from tacit.core.configuration import load_config, read_config_text
 from tacit.core.errors import ConfigError, TacitError
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,15 @@ class Checked:
         specification: the resolved run.
         source: the file's text.
         summary: what it means, for people.
+        notes: what is replaced in the model for the sake of its privacy, and where its per-example
+            gradients come from.
         warnings: what does not hinder the run here, but is likely to hinder it at its owners.
     """
 
     specification: RunSpec
     source: str
     summary: dict[str, Any]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -58,15 +64,16 @@ def check_run(file: Path, *, records: int) -> Checked:
         )
     _verify_initial(file, specification)
     people = specification.participation
+    facts = model_summary(specification)
     summary: dict[str, Any] = {
         "name": specification.name,
         "data_set": specification.data_set,
-        "model": _model_summary(specification),
+        "model": facts,
         "strategy": specification.strategy.wrapper or specification.strategy.name,
         "rounds": people.rounds,
         "min_clients": people.min_clients,
         "privacy": _privacy_summary(specification, records),
-        **_evaluation_summary(specification),
+        **evaluation_summary(specification),
         "specification_sha256": specification_sha256(canonical_json(specification)),
     }
     warnings = tuple(_warnings(specification, summary["privacy"].get("epsilon"), records))
@@ -74,6 +81,7 @@ def check_run(file: Path, *, records: int) -> Checked:
         specification=specification,
         source=source,
         summary=summary | {"warnings": warnings},
+        notes=model_notes(facts),
         warnings=warnings,
     )
 
@@ -112,16 +120,37 @@ def _verify_initial(file: Path, specification: RunSpec) -> None:
         )
 
 
-def _model_summary(specification: RunSpec) -> dict[str, Any] | str:
+def model_summary(specification: RunSpec) -> dict[str, Any] | str:
+    """Return what will be trained; for an app of one's own its name, since it alone knows.
+
+    Raises:
+        ConfigError: the model does not fit the data, or cannot be trained record by record.
+        AppError: its factory is not installed here, or failed.
+    """
     if specification.model is None or specification.data is None:
         return specification.app.client if specification.app is not None else "-"
     # torch: a second and a half, and only here
-    from tacit.learning.models import build_model, check_model_fits  # noqa: PLC0415
+    from tacit.learning.models import model_facts  # noqa: PLC0415
 
-    model = build_model(specification.model, specification.data)
-    check_model_fits(model, specification.data)
-    parameters = sum(value.numel() for value in model.state_dict().values())
-    return {"kind": specification.model.kind, "parameters": parameters}
+    private = specification.privacy.trains_with_noise
+    facts = model_facts(specification.model, specification.data, private=private)
+    summary: dict[str, Any] = {"kind": facts.kind, "parameters": facts.parameters}
+    if private:
+        summary |= {"replaced": list(facts.replaced), "gradients": list(facts.gradients)}
+    return summary
+
+
+def model_notes(summary: dict[str, Any] | str) -> tuple[str, ...]:
+    """Return what a :func:`model_summary` says besides kind and size, a sentence each."""
+    if isinstance(summary, str):
+        return ()
+    return (*summary.get("replaced", ()), *summary.get("gradients", ()))
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Tell people, beside a result, what is trained in the place of what."""
+    for text in notes:
+        typer.echo(f"note: {visible(text)}", err=True)
 
 
 def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
@@ -147,9 +176,17 @@ def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
     return summary
 
 
-def _evaluation_summary(specification: RunSpec) -> dict[str, Any]:
-    if not specification.noises("evaluate"):
+def evaluation_summary(specification: RunSpec) -> dict[str, Any]:
+    """Return, under ``evaluation``, how often a run evaluates and what that costs; or nothing.
+
+    Raises:
+        RefusedError: this version has no mechanism for it.
+    """
+    if specification.evaluation.every == 0:
         return {}
+    if not specification.noises("evaluate"):
+        exact = "exact: every answer leaves without noise"
+        return {"evaluation": {"evaluations": specification.evaluations, "note": exact}}
     from tacit.privacy.evaluation_plan import evaluation_plan  # noqa: PLC0415 - half a second
 
     plan = evaluation_plan(specification)

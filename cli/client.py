@@ -8,6 +8,7 @@ hears of it at the next start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ import typer
 from tacit.cli.backup import backup, restore
 from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
+from tacit.client.audits import REPORT_NAMES
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
@@ -33,7 +35,14 @@ from tacit.client.local import ask_daemon
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.status import Connection, as_json, read_status, resting
+from tacit.client.status import (
+    Connection,
+    as_json,
+    read_status,
+    resting,
+    with_lapse,
+    worker_notes,
+)
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -189,14 +198,27 @@ def status(
 
 
 @app.command()
-def approve(run_id: RunId, home: Home = None, *, json: Json = False) -> None:
+def approve(
+    run_id: RunId,
+    home: Home = None,
+    *,
+    repeat: Annotated[
+        bool,
+        typer.Option(
+            "--repeat",
+            help="Also later runs of this very specification and these app files, while policy "
+            "and budget admit them; `tacit client deny` of any of them withdraws it.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Say yes to a run that the policy admits; read it first: `tacit client status RUN_ID`.
 
     You approve this specification and the app as it is installed here: change either, and you are
-    asked again.
+    asked again. A run that is submitted again costs again, and you are asked again as well.
     """
     state = _opened(home)
-    value = _decide(state, "approve", run_id=_found(state, run_id).run_id)
+    value = _decide(state, "approve", run_id=_found(state, run_id).run_id, repeat=repeat)
     emit(value if json else _said(value), json=json)
 
 
@@ -208,7 +230,11 @@ def deny(
     *,
     json: Json = False,
 ) -> None:
-    """Say no to a run; if it is under way here, it stops at once."""
+    """Say no to a run; if it is under way here, it stops at once.
+
+    Withdraws `approve --repeat` for its specification as well, also where the run is over; what
+    was approved by it before and is under way goes on, until it is denied itself.
+    """
     state = _opened(home)
     value = _decide(state, "deny", run_id=_found(state, run_id).run_id, reason=reason)
     emit(value if json else _said(value), json=json)
@@ -299,28 +325,51 @@ def _found(state: StateDirectory, run_id: str) -> RunRecord:
 
 def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
     """Return the node's word on one run, and the specification that the word covers."""
-    report = Report.load(state.path / RUNS_FOLDER / run.run_id)
+    folder = state.path / RUNS_FOLDER / run.run_id
+    report = Report.load(folder)
+    run = with_lapse(run, {})
     return {
         "run_id": run.run_id,
         "name": run.name,
         "verdict": run.verdict.value,
+        "code": run.code,
         "reason": run.reason,
+        "repeat_of": _repeated_by(state, run),
+        "unit": (json_module.loads(run.specification).get("privacy") or {}).get("unit"),
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
+        "model_notes": list(worker_notes(state.path, run.run_id)),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
+        **_own_report(folder),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
 
 
+def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
+    """Return the run whose approval covers later ones of the same specification, if there is."""
+    with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
+        repeats = {each.specification_sha256: each.run_id for each in store.list_repeats()}
+    return repeats.get(run.specification_sha256)
+
+
 def _evaluation_cost(run: RunRecord) -> dict[str, Any]:
-    """Return what the run's noised evaluations cost each record that is not trained on."""
+    """Return what the run's noised evaluations cost each of its units that is not trained on."""
     evaluation = json_module.loads(run.specification).get("evaluation") or {}
     epsilon = evaluation.get("epsilon", 0.0) if isinstance(evaluation, dict) else 0.0
     return {"evaluation_epsilon": epsilon} if epsilon else {}
+
+
+def _own_report(folder: Path) -> dict[str, Any]:
+    """Return what an audit found at this node, which its owner alone sees; nothing without one."""
+    report, text = (folder / name for name in REPORT_NAMES)
+    if not text.is_file():
+        return {}
+    lines = text.read_text("utf-8", errors="replace").splitlines()
+    return {"own_report": str(report if report.is_file() else text), "own_findings": lines}
 
 
 def _said(value: Any) -> Any:  # noqa: ANN401 - JSON
@@ -351,6 +400,7 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
             "node_id": identity.node_id,
             "connection": plain(Connection(state="stopped")),
             "runs": [],
+            "repeats": [],
             "outbox": [],
             "decisions": [],
         }
@@ -369,14 +419,16 @@ def _stopped(state: StateDirectory) -> dict[str, Any]:
     return value
 
 
-def _decide(state: StateDirectory, verb: str, **fields: str) -> dict[str, Any]:
+def _decide(
+    state: StateDirectory, verb: str, *, run_id: str, **fields: str | bool
+) -> dict[str, Any]:
     if state.holder() is not None:
-        return ask_daemon(state, verb, **fields)
+        return ask_daemon(state, verb, run_id=run_id, **fields)
     with state.lock(), assembled(state) as parts:
         if verb == "approve":
-            judgement = parts.node.approve(fields["run_id"])
+            judgement = parts.node.approve(run_id, repeat=fields["repeat"] is True)
         else:
-            judgement = parts.node.deny(fields["run_id"], fields["reason"])
+            judgement = parts.node.deny(run_id, str(fields["reason"]))
     value: dict[str, Any] = as_json(judgement)
     return value
 

@@ -46,7 +46,7 @@ NOUNS = (
     Noun("run", "verbs", "Submit a training run, watch it, and pull the model."),
     Noun("client", "verbs", "Join as a data owner, and decide what your data may be used for."),
     Noun("privacy", "verbs", "Plan the noise of a run, and see what a training really costs."),
-    Noun("ledger", "verbs", "See what your data was used for, and what that cost each record."),
+    Noun("ledger", "verbs", "See what your data was used for, and what that cost."),
     Noun("audit", "verbs", "Attack a model as an adversary would, and read what came of it."),
     Noun("simulate", "command", "Try a run.toml in one process, before anybody else is asked."),
     Noun("config", "verbs", "Check a TOML file, and show where each value comes from."),

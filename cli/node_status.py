@@ -31,6 +31,7 @@ def show_status(value: dict[str, Any]) -> None:
         typer.echo(f"  workers: {', '.join(connection['isolation']) or 'not confined'}")
     _show_ledger(value["ledger"])
     _show_runs(value["runs"])
+    _show_repeats(value.get("repeats", []))
     typer.echo("\nWhat left, and what did not (latest first)")
     typer.echo(table_text(_decisions_table(value["decisions"])))
     kept = sum(entry["received_at_s"] is None for entry in value["outbox"])
@@ -51,6 +52,23 @@ def _show_runs(runs: list[dict[str, Any]]) -> None:
             typer.echo(f"  {run['run_id']}: {run['reason']}")
         if run["ended_reason"]:  # words of another machine
             typer.echo(f"  {run['run_id']}: {run['ended']}: {visible(run['ended_reason'])}")
+
+
+def _show_repeats(repeats: list[dict[str, Any]]) -> None:
+    if not repeats:
+        return
+    rows = [
+        (
+            each["run_id"],
+            each["name"],
+            each["specification_sha256"][:16],
+            dt.datetime.fromtimestamp(each["approved_at_s"], dt.UTC).strftime("%F %T"),
+        )
+        for each in repeats
+    ]
+    typer.echo("\nApproved also for later runs (tacit client deny RUN withdraws it)")
+    columns = ("run", "name", "specification", "since (UTC)")
+    typer.echo(table_text(Table(columns=columns, rows=rows)))
 
 
 def _show_ledger(ledger: dict[str, Any]) -> None:
@@ -88,6 +106,7 @@ def _runs_table(runs: list[dict[str, Any]]) -> Table:
             run["run_id"],
             run["name"],
             run["mode"],
+            run.get("unit") or "-",
             "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}",
             run["verdict"],
             run["decided_by"],
@@ -99,7 +118,7 @@ def _runs_table(runs: list[dict[str, Any]]) -> Table:
         )
         for run in runs
     ]
-    columns = ("run", "name", "mode", "epsilon", "verdict", "by", "code")
+    columns = ("run", "name", "mode", "unit", "epsilon", "verdict", "by", "code")
     return Table(
         columns=(*columns, "left", "refused", "failed", "ended"),
         rows=rows,

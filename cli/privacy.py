@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import math
 import tomllib
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.output import Table, emit, plain, table_text, visible
+from tacit.cli.checks import evaluation_summary, model_notes, model_summary, show_notes
+from tacit.cli.output import Table, emit, foreign_output_aside, plain, table_text, visible
 from tacit.core.configuration import from_plain, load_config, parse_toml, read_config_text
 from tacit.core.errors import (
+    AppError,
     ConfigError,
     RefusedError,
     TacitError,
@@ -30,6 +33,8 @@ from tacit.core.specification import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tacit.privacy.lint import Report
     from tacit.privacy.outlook import Outlook
     from tacit.privacy.plan import PrivacyPlan
@@ -84,6 +89,8 @@ def plan_command(
 ) -> None:
     """Show noise, steps and epsilon of a run, and what the same budget would still allow.
 
+    What the run's evaluations cost stands beside it, since it is on other records.
+
     Takes a run.toml, or the options alone: DP-SGD at record level, in units of the clip.
 
     Example: tacit privacy plan --epsilon 1 --delta 1e-4 --rounds 20
@@ -101,7 +108,8 @@ def plan_command(
     else:
         specification = load_config(file, RunSpec, overrides=given).value
     plan = _plan_of(specification, records)
-    _show_plan(plan, budget=budget, cross_check=cross_check, json=json)
+    shown = Shown(plan=plan, evaluation=evaluation_summary(specification), budget=budget)
+    _show_plan(shown, cross_check=cross_check, json=json)
     if plot is not None:
         draw_epsilon(plot, plan, budget=budget)
 
@@ -143,11 +151,27 @@ def _plan_of(specification: RunSpec, records: int | None) -> PrivacyPlan:
     return plan
 
 
-def _show_plan(plan: PrivacyPlan, *, budget: float | None, cross_check: bool, json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What there is to show of a run.
+
+    Attributes:
+        plan: of its training.
+        evaluation: what `tacit run check` says of its evaluation; empty if there is none.
+        budget: epsilon that may be spent; None for the run's own.
+    """
+
+    plan: PrivacyPlan
+    evaluation: dict[str, Any]
+    budget: float | None
+
+
+def _show_plan(shown: Shown, *, cross_check: bool, json: bool) -> None:
     from tacit.privacy.outlook import milestones, outlook_of  # noqa: PLC0415 - as above
     from tacit.privacy.profiles import SOURCE, tier_of  # noqa: PLC0415
 
-    outlook = outlook_of(plan, budget=budget)
+    plan = shown.plan
+    outlook = outlook_of(plan, budget=shown.budget)
     rows = [
         (rounds, rounds * plan.local_steps, plan.epsilon_after(rounds))
         for rounds in milestones(plan)
@@ -170,15 +194,15 @@ def _show_plan(plan: PrivacyPlan, *, budget: float | None, cross_check: bool, js
         "epsilon_prv": prv,
         "tier": tier_of(plan.epsilon),
         "tier_source": SOURCE,
+        **shown.evaluation,
         "budget": outlook,
         "rounds": [{"rounds": a, "steps": b, "epsilon": c} for a, b, c in rows],
     }
     if json:
         emit(values, json=True)
         return
-    typer.echo(
-        table_text(Table(columns=("WHAT", "VALUE", "MEANING"), rows=_facts(plan, outlook, prv)))
-    )
+    facts = [*_facts(plan, outlook, prv), *_evaluation_facts(shown)]
+    typer.echo(table_text(Table(columns=("WHAT", "VALUE", "MEANING"), rows=facts)))
     typer.echo()
     typer.echo(table_text(Table(columns=("ROUNDS", "STEPS", "EPSILON"), rows=rows)))
 
@@ -204,6 +228,18 @@ def _facts(plan: PrivacyPlan, outlook: Outlook, prv: float | None) -> list[tuple
     if prv is not None:
         rows.insert(1, ("  by PRV", _number(prv), "Opacus' accountant, as a cross-check"))
     return rows
+
+
+def _evaluation_facts(shown: Shown) -> list[tuple[object, ...]]:
+    found = shown.evaluation.get("evaluation")
+    if found is None:
+        return []
+    held_out = f"of each {shown.plan.unit.value} that is held out, not trained on"
+    if "epsilon" not in found:
+        return [("evaluation", "exact", f"no epsilon holds {held_out}")]
+    times = f"{found['evaluations']} time" + "s" * (found["evaluations"] != 1)
+    meaning = f"{held_out}: {times}, noise multiplier {_number(found['noise_multiplier'])}"
+    return [("evaluation epsilon", _number(found["epsilon"]), meaning)]
 
 
 def _room(outlook: Outlook) -> str:
@@ -287,7 +323,7 @@ def lint_command(
     """
     from tacit.privacy.lint import RULES  # noqa: PLC0415 - half a second
 
-    report = _linted(file, records)
+    report, notes = _linted(file, records)
     findings = [
         {
             **plain(finding),
@@ -303,8 +339,9 @@ def lint_command(
             "epsilon": None if report.epsilon is None else _finite(report.epsilon),
             "unbounded": report.epsilon is not None and report.epsilon == math.inf,
         }
-        emit(values | epsilons, json=True)
+        emit(values | epsilons | {"notes": notes}, json=True)
     else:
+        show_notes(notes)
         typer.echo("\n".join(_lines_of(file, report)))
     if report.is_broken:
         raise typer.Exit(TacitError.exit_code)
@@ -314,7 +351,8 @@ def _finite(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
 
-def _linted(file: Path, records: int | None) -> Report:
+def _linted(file: Path, records: int | None) -> tuple[Report, tuple[str, ...]]:
+    """Return what was found in a file, and notes on the model of a run.toml."""
     from tacit.privacy.lint import lint_run  # noqa: PLC0415 - half a second
     from tacit.privacy.lint_description import (  # noqa: PLC0415
         TrainingDescription,
@@ -324,16 +362,46 @@ def _linted(file: Path, records: int | None) -> Report:
 
     text = read_config_text(file)
     if file.suffix == ".py":
-        return lint_source(text, source=file.name)
-    if file.suffix == ".json":
-        description = from_plain(_parsed_json(text, file), TrainingDescription, source=file.name)
-        places = {field.name: file.name for field in fields(description)}
-        return lint_description(description, places=places)
-    if _is_run(text):
+        return lint_source(text, source=file.name), ()
+    if file.suffix != ".json" and _is_run(text):
         run = parse_toml(text, RunSpec, source=file.name)
-        return lint_run(run.value, places=run.sources, records=records)
-    described = parse_toml(text, TrainingDescription, source=file.name)
-    return lint_description(described.value, places=described.sources)
+        report = lint_run(run.value, places=run.sources, records=records)
+        return report, _notes_on_model(run.value)
+    with _described():
+        if file.suffix != ".json":
+            described = parse_toml(text, TrainingDescription, source=file.name)
+            return lint_description(described.value, places=described.sources), ()
+        description = from_plain(_parsed_json(text, file), TrainingDescription, source=file.name)
+    places = {field.name: file.name for field in fields(description)}
+    return lint_description(description, places=places), ()
+
+
+def _notes_on_model(specification: RunSpec) -> tuple[str, ...]:
+    """Return what the training makes of a run's model, where it can be built on this machine.
+
+    Raises:
+        ConfigError: no owner could train it as the run asks.
+    """
+    try:
+        with foreign_output_aside():  # a factory of somebody's own may print
+            return model_notes(model_summary(specification))
+    except AppError as error:
+        return (f"the model was not looked at: {error.message} [{error.code}]",)
+
+
+@contextlib.contextmanager
+def _described() -> Iterator[None]:
+    """Say of a wrong description how a right one looks."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            error.code,
+            error.message,
+            problems=error.problems,
+            hint="Answer every question of a description: docs/pitfalls.md shows one, with what "
+            "each key means. A run.toml is known by its [privacy], and Python by its .py.",
+        ) from error
 
 
 def _is_run(text: str) -> bool:

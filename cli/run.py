@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from tacit.cli.checks import check_run
+from tacit.cli.checks import check_run, show_notes
 from tacit.cli.output import Table, emit, foreign_output_aside, table_text, visible
 from tacit.cli.progress import RoundProgress, metric_texts
 from tacit.core.errors import AppError, UnavailableError
@@ -89,6 +89,8 @@ def submit(
         checked = check_run(file, records=0)
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
+    if not json:
+        show_notes(checked.notes)
     _warn(checked)
     with connected(profile, home) as client, tempfile.TemporaryDirectory() as folder:
         with foreign_output_aside():
@@ -103,7 +105,7 @@ def submit(
             typer.echo(run_id, err=True)
             watch_run(client, run_id, json=json)
             return
-    emit({"run_id": run_id} if json else run_id, json=json)
+    emit({"run_id": run_id, "notes": checked.notes} if json else run_id, json=json)
     if not json:
         typer.echo(f"Queued. It begins when its owners approve: tacit run watch {run_id}", err=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.checks import check_run
+from tacit.cli.checks import check_run, show_notes
 from tacit.cli.output import emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
 from tacit.core.errors import UnavailableError
@@ -87,6 +87,8 @@ def command(
     configure_logging("simulate", level="WARNING")
     with foreign_output_aside():
         checked = check_run(file, records=0)
+    if not json:
+        show_notes(checked.notes)
     specification = checked.specification
     folder = out or Path("runs") / f"{_word(specification.name)}-{secrets.token_hex(4)}"
     rounds = specification.participation.rounds
@@ -95,7 +97,7 @@ def command(
             file=file, checked=checked, folder=folder, data=data, owner=owner, clients=clients
         )
         done, comparison = _tried(trial, workers=workers, progress=progress)
-    _report(specification, done, comparison, json=json)
+    _report(checked, done, comparison, json=json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,13 @@ def _owners(trial: Trial) -> list[Owner]:
 
 
 def _report(
-    specification: RunSpec, done: Simulated, comparison: Comparison | None, *, json: bool
+    checked: Checked, done: Simulated, comparison: Comparison | None, *, json: bool
 ) -> None:
+    specification = checked.specification
     result: dict[str, Any] = {
         "folder": done.folder.path.resolve(),
         "rounds": specification.participation.rounds,
+        "notes": checked.notes,
         "seconds": round(done.seconds, 3),
         "payload_bytes": {"to_owners": done.bytes_sent, "from_owners": done.bytes_received},
     }

@@ -4,7 +4,8 @@ An offered run is first held against the policy, rule by rule in the order of ``
 one is denied with its code. What the policy admits is approved by rule, or waits for a person. An
 approval covers one run: the SHA-256 of its canonical specification, and the fingerprint of every
 app and factory that it names. The node computes both again before each message; if either differs,
-nothing leaves.
+nothing leaves. A person may approve later runs of the same two hashes with the first: each is still
+held against the policy, and pays for itself.
 
 Pure: no clock, file or socket, except :func:`fingerprint_apps`, which reads the installed packages.
 """
@@ -56,7 +57,7 @@ class Judgement:
         verdict: approved, pending or denied.
         code: a stable code, which the server is told; empty when approved.
         reason: a sentence for the owner, which stays here.
-        by: ``rule``, ``policy`` or ``hand``.
+        by: ``rule``, ``policy``, ``hand``, or ``repeat`` of what a hand approved before.
     """
 
     verdict: Verdict
@@ -71,8 +72,8 @@ class Offer:
 
     Attributes:
         specification: what is asked.
-        epsilon: what the run would cost each record of the data set here, at its own delta; None
-            in mode none.
+        epsilon: what the run would cost each unit (record, subject or client) that it names, of the
+            data set here, at its own delta; None in mode none.
         isolated: whether a worker can be confined on this machine.
         unaffordable: why the ledger has no place for the run; None if it has.
         unreadable: why a confined worker could not read the run's code; None if it could.
@@ -94,6 +95,13 @@ def app_of(specification: RunSpec) -> str:
     return BUILT_IN_APP if specification.app is None else specification.app.client
 
 
+def apps_of(specification: RunSpec) -> tuple[str, ...]:
+    """Name every app and factory that a run executes here."""
+    model = specification.model
+    factory = () if model is None or model.factory is None else (model.factory,)
+    return (app_of(specification), *factory)
+
+
 def fingerprint_apps(specification: RunSpec) -> bytes:
     """Hash the installed files of every app and factory that a run executes here.
 
@@ -101,11 +109,8 @@ def fingerprint_apps(specification: RunSpec) -> bytes:
         UnavailableError: one of them is not installed.
         RefusedError: one of them cannot be covered by a fingerprint.
     """
-    names = [app_of(specification)]
-    if specification.model is not None and specification.model.factory is not None:
-        names.append(specification.model.factory)
     digest = hashlib.sha256(b"tacit approved apps v1\0")
-    for name in names:
+    for name in apps_of(specification):
         digest.update(name.encode() + b"\0" + sha256_app_files(name.partition(":")[0]))
     return digest.digest()
 

@@ -177,9 +177,13 @@ def _snapshot(
 
 
 def _store_image(path: Path) -> tuple[bytes, list[str]]:
-    """Return the store without noise keys and answers, and the names of the states in use."""
+    """Return the store without what must not come back, and the names of the states in use.
+
+    That is noise keys, answers, and approvals of later runs, which may be withdrawn meanwhile.
+    """
     with _copied(path) as copy:
-        for table in ("noise_keys", "outbox"):
+        tables = {str(name) for (name,) in copy.execute("SELECT name FROM sqlite_master")}
+        for table in tables & {"noise_keys", "outbox", "repeats"}:  # an older store has no repeats
             copy.execute(f"DELETE FROM {table}")  # noqa: S608 - names from above
         rows = copy.execute("SELECT state_file FROM runs WHERE ended = '' AND state_file != ''")
         named = [str(name) for (name,) in rows]

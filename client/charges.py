@@ -129,8 +129,7 @@ class Charges:
         """Return what other runs will have been charged on a data set once they are over."""
         found: dict[str, list[Charge]] = {}
         for run_id, specification in runs.items():
-            private = specification.privacy.mode is not PrivacyMode.NONE
-            if specification.data_set == name and private:
+            if specification.data_set == name and account_delta(specification) is not None:
                 with contextlib.suppress(RefusedError):  # it could not be charged anyway
                     data_set = self._config.data_sets[name]
                     self._terms(specification, data_set)

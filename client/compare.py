@@ -54,7 +54,7 @@ class OwnRow:
 
     Attributes:
         model, kind: which; ``kind`` is federated, alone or trivial.
-        epsilon: what its training cost each record at the run's delta; None without noise.
+        epsilon: what its training cost each unit of the run at its delta; None without noise.
         accuracy, standard_error: share of right classes, and its binomial standard error.
         loss: mean cross-entropy, in nats.
     """

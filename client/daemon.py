@@ -273,7 +273,8 @@ class Verbs:
     async def approve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Approve a run by hand; a refusal says if the policy in force is not the file's."""
         try:
-            judgement = await self._dispatcher.approve(str(request["run_id"]))
+            repeat = request.get("repeat") is True
+            judgement = await self._dispatcher.approve(str(request["run_id"]), repeat=repeat)
         except RefusedError as error:
             if not await asyncio.to_thread(lambda: self._parts.config_changed):
                 raise

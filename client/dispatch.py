@@ -106,13 +106,14 @@ class Dispatcher:
         except ProtocolError as error:
             logger.warning("task dropped", extra={"fields": {"code": error.code}})
 
-    async def approve(self, run_id: str) -> Judgement:
+    async def approve(self, run_id: str, *, repeat: bool = False) -> Judgement:
         """Let a person approve a run, and tell the server.
 
         Raises:
             TacitError: the node says why not.
         """
-        judgement = await self._in_thread(self._node.approve, run_id)
+        approve = functools.partial(self._node.approve, repeat=repeat)
+        judgement = await self._in_thread(approve, run_id)
         await self._decide(run_id, judgement)
         return judgement
 
@@ -155,7 +156,7 @@ class Dispatcher:
     async def _decide(self, run_id: str, judgement: Judgement) -> None:
         """Tell the server, if it is there; it offers the run again when it comes back."""
         run = await self._in_thread(self._node.store.load_run, run_id)
-        if self.link is None or run is None:
+        if self.link is None or run is None or run.ended:
             return
         decision = fleet_pb2.Decision(
             run_id=run_id,

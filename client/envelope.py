@@ -72,7 +72,7 @@ class Release:
         approved_app_sha256: fingerprint of the apps that it covers.
         app_sha256: fingerprint of the apps as they are installed now.
         released: replies of this kind of message that this run has released so far.
-        epsilon: what the run costs each record with this reply; None without an account.
+        epsilon: what the run costs each of its units with this reply; None without an account.
         policy: the owner's.
         instruction: what the server asked.
         manifest: what the reply says that it contains.
@@ -218,6 +218,8 @@ def _audit_has_room(release: Release) -> None:
     """Refuse what the owner allows no longer, another model, and a second answer."""
     verify_audit(release.specification, release.policy)
     audit, instruction = release.specification.audit, release.instruction
+    if instruction.message_type != "query":  # another name would be counted and noised as nothing
+        raise RefusedError("E-REPLY-UNDECLARED", "an audit answers messages of type query alone")
     sent = instruction.manifest.payload_sha256.hex()
     if audit is not None and sent != audit.model_sha256:
         raise RefusedError(

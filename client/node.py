@@ -7,7 +7,8 @@ before anybody is told.
 
 The rules:
 
-1. A run that is offered again keeps a word that a person gave; all else is judged anew.
+1. A run that is offered again keeps a word that a person gave; all else is judged anew, also
+   against what a person has approved for later runs.
 2. An instruction is answered once per attempt: a stored answer is given again, never made again.
 3. The checks that need no reply run before the app is called.
 4. A reply is copied into the outbox before it is checked, and the copy is what is checked and sent.
@@ -108,13 +109,24 @@ class Node:
         with self._run_lock(run_id):
             known = self.store.load_run(run_id)
             run = self._runs.judged(run_id, specification, known)
+            self._verify_worker(run, known)
             if run.verdict is Verdict.APPROVED:
                 run = self._runs.made_ready(run)
             self._runs.remember(run, known)
             return run.judgement
 
-    def approve(self, run_id: str) -> Judgement:
+    def _verify_worker(self, run: RunRecord, known: RunRecord | None) -> None:
+        """End a worker that has loaded other files than those that are judged now."""
+        if known is not None and known.app_sha256 != run.app_sha256:
+            self._around.runner.end(run.run_id)
+
+    def approve(self, run_id: str, *, repeat: bool = False) -> Judgement:
         """Record that a person approves a run that the policy admits.
+
+        Args:
+            run_id: which.
+            repeat: also later runs of this very specification and these app files, while the
+                policy admits them.
 
         Raises:
             UsageError: no such run was offered, or it is over.
@@ -123,19 +135,34 @@ class Node:
         with self._run_lock(run_id):
             known = self._runs.known(run_id)
             run = self._runs.approved_by_hand(known)
+            self._verify_worker(run, known)
             if run.verdict is Verdict.APPROVED:
                 run = self._runs.made_ready(run)
             self._runs.remember(run, known)
+            if repeat and run.verdict is Verdict.APPROVED:
+                self._runs.repeat(run)
         if run.verdict is not Verdict.APPROVED:
             raise RefusedError(run.code, run.reason)
-        return run.judgement
+        if not repeat:
+            return run.judgement
+        reason = f"{run.reason}, with later runs of this specification and these app files"
+        return dataclasses.replace(run.judgement, reason=reason)
 
     def deny(self, run_id: str, reason: str = "") -> Judgement:
         """Record that a person denies a run; one that is under way stops here at once.
 
+        Later runs of its specification wait for a person again, if they were approved with one; for
+        that alone the run may also be over.
+
         Raises:
-            UsageError: no such run was offered, or it is over.
+            UsageError: no such run was offered, or it is over and nothing is to be withdrawn.
         """
+        withdrawn = self._runs.withdraw(run_id)
+        if withdrawn is not None and withdrawn.ended:
+            reason = "later runs of its specification wait for a person again"
+            return Judgement(
+                verdict=Verdict.DENIED, code="E-APPROVAL-DENIED", reason=reason, by="hand"
+            )
         known = self._runs.known(run_id)
         run = dataclasses.replace(
             known,

@@ -216,6 +216,7 @@ def _isolation(isolation: Isolation) -> Finding:
 
 def _configured(config: ClientConfig, run: Path | None, *, confined: bool) -> Iterator[Finding]:
     yield from _modes(config)
+    yield _audits(config)
     yield from _data_sets(config)
     if run is not None:
         yield from _run(config, run, confined=confined)
@@ -230,6 +231,25 @@ def _modes(config: ClientConfig) -> Iterator[Finding]:
             text=f"this version does not build {', '.join(missing)}: such runs are denied",
             hint=f"Built are {', '.join(mode.value for mode in BUILT_MODES)}; correct `modes`.",
         )
+
+
+def _audits(config: ClientConfig) -> Finding:
+    """Say what auditors may ask, and by which keys."""
+    audit = config.policy.audit
+    if not audit.allow:
+        return Finding(
+            subject="audits",
+            grade=Grade.OK,
+            text="none is answered (policy.audit.allow = false)",
+        )
+    exact = "also exact counts of open runs" if audit.allow_exact else "noised counts only"
+    return Finding(
+        subject="audits",
+        grade=Grade.OK,
+        text=f"answered where at least {audit.min_members} owners are merged "
+        f"(policy.audit.min_members), at epsilon {audit.epsilon_for_results:g} at most "
+        f"(epsilon_for_results), {exact} (allow_exact)",
+    )
 
 
 def _data_sets(config: ClientConfig) -> Iterator[Finding]:

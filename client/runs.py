@@ -1,8 +1,10 @@
 """The runs that a node knows: judged, made ready, remembered.
 
 A run that is offered again keeps a word that a person gave, as long as the specification and the
-apps are those that the person saw; everything else is judged anew. An approved run is made ready at
-once: its data are prepared by a trusted process, and its app is started.
+apps are those that the person saw; everything else is judged anew. A run that waits for a person is
+approved where one has approved later runs of this very specification and these app files. An
+approved run is made ready at once: its data are prepared by a trusted process, and its app is
+started.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tacit.client.approvals import Offer, Verdict, app_of, fingerprint_apps, judge
+from tacit.client.approvals import (
+    Judgement,
+    Offer,
+    Verdict,
+    app_of,
+    fingerprint_apps,
+    judge,
+)
 from tacit.client.audits import REPORT_FOLDER, verify_same_split, why_unauditable
 from tacit.client.canaries import drawn_opening, held_opening
 from tacit.client.configuration import AppRule, ClientConfig
@@ -23,7 +32,7 @@ from tacit.client.identifiers import flower_run_id, verify_run_id
 from tacit.client.placement import verify_readable
 from tacit.client.preparation import PREPARED_NAME, PrepareJob, Report
 from tacit.client.runner import AppRunner, AppSetup
-from tacit.client.store import Decision, RunRecord, Store
+from tacit.client.store import Decision, Repeat, RunRecord, Store
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, UsageError
 from tacit.core.files import make_private_folder
@@ -40,6 +49,11 @@ if TYPE_CHECKING:
     from tacit.privacy.ledger import Ledger
 
 RUNS_FOLDER = "runs"
+APP_CHANGED = (
+    "the approval no longer holds, since the app's files have changed, and nothing more leaves. "
+    "Read them, then: tacit client approve {run_id}, or deny. A run that has failed of it is "
+    "submitted anew by the operator, and approved anew"
+)
 
 logger = logging.getLogger("tacit.client.runs")
 
@@ -52,8 +66,8 @@ class Surroundings:
         folder: the state directory.
         runner: runs the apps.
         prepare: makes a data set ready; raises DataError.
-        epsilon_of: what a run costs each record of a data set of so many, after so many updates;
-            None without an account.
+        epsilon_of: what a run costs each unit that it names of a data set of so many records, after
+            so many updates; None without an account.
         isolated: whether workers can be confined here.
         clock: seconds since 1970.
         fresh_key: 32 random bytes.
@@ -145,7 +159,7 @@ class Runs:
             unreadable=_unreadable(parsed, self._config),
             unauditable=why_unauditable(parsed, self._store, self._around.folder / RUNS_FOLDER),
         )
-        judgement = judge(offer, self._config)
+        judgement = self._repeated(run, judge(offer, self._config))
         reason = judgement.reason
         if judgement.verdict is Verdict.PENDING:
             what = f"{run_id}{home_option('client', self._around.folder)}"
@@ -169,6 +183,45 @@ class Runs:
                     found[other.run_id] = parse_specification(other.specification)
         return found
 
+    def _repeated(self, run: RunRecord, judgement: Judgement) -> Judgement:
+        """Approve a run that the policy admits, and whose like a person has approved for good."""
+        if judgement.verdict is not Verdict.PENDING:
+            return judgement
+        hashes = (run.specification_sha256, run.app_sha256)
+        for repeat in self._store.list_repeats():
+            if (repeat.specification_sha256, repeat.app_sha256) == hashes:
+                reason = f"repeat of {repeat.run_id}"
+                return Judgement(verdict=Verdict.APPROVED, reason=reason, by="repeat")
+        return judgement
+
+    def repeat(self, run: RunRecord) -> None:
+        """Note that a person's word on a run also covers its later repetitions."""
+        now = self._around.clock()
+        self._store.save_repeat(
+            Repeat(
+                specification_sha256=run.specification_sha256,
+                app_sha256=run.app_sha256,
+                run_id=run.run_id,
+                name=run.name,
+                approved_at_s=now,
+            )
+        )
+        self._log(run, "repeated", "later runs of this specification and these app files as well")
+
+    def withdraw(self, run_id: str) -> RunRecord | None:
+        """Forget the approval of later runs like this one; return the run if there was one."""
+        verify_run_id(run_id)
+        run = self._store.load_run(run_id)
+        if run is None or not self._store.drop_repeat(run.specification_sha256):
+            return None
+        self._log(run, "withdrawn", "later runs of this specification wait for a person again")
+        return run
+
+    def _log(self, run: RunRecord, outcome: str, reason: str) -> None:
+        now = self._around.clock()
+        line = Decision(at_s=now, run_id=run.run_id, outcome=outcome, reason=reason)
+        self._store.log_decision(line, keep=self._config.keep_decisions)
+
     def approved_by_hand(self, known: RunRecord) -> RunRecord:
         """Return a run as a person approves it, unless the policy denies it."""
         with self._judging:
@@ -190,7 +243,7 @@ class Runs:
         )
 
     def epsilon(self, specification: RunSpec, releases: int) -> float | None:
-        """Return what a run costs each record after so many updates, if there is an account."""
+        """Return what a run costs each of its units after so many updates; None without account."""
         if specification.audit is not None:
             return specification.audit.epsilon if specification.audit.is_noised else None
         data_set = self._config.data_sets.get(specification.data_set)
@@ -409,14 +462,16 @@ def _with_known(judged: RunRecord, known: RunRecord) -> RunRecord:
         ended=known.ended,
         ended_reason=known.ended_reason,
     )
-    if known.decided_by != "hand" or judged.verdict is Verdict.DENIED:
+    if known.decided_by not in ("hand", "repeat") or judged.verdict is Verdict.DENIED:
         return kept
     if known.verdict is Verdict.APPROVED and known.app_sha256 != judged.app_sha256:
+        if judged.decided_by == "repeat":  # a person has approved the new files as well
+            return kept
         return dataclasses.replace(
             kept,
             verdict=Verdict.PENDING,
             code="E-APPROVAL-APP",
-            reason="the app's files have changed since a person approved the run: approve it again",
+            reason=APP_CHANGED.format(run_id=known.run_id),
             decided_by="policy",
         )
     return dataclasses.replace(
@@ -424,6 +479,6 @@ def _with_known(judged: RunRecord, known: RunRecord) -> RunRecord:
         verdict=known.verdict,
         code=known.code,
         reason=known.reason,
-        decided_by="hand",
+        decided_by=known.decided_by,
         decided_at_s=known.decided_at_s,
     )

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tacit.client.approvals import app_of
-from tacit.client.runs import parse_specification
+from tacit.client.approvals import Verdict, app_of, apps_of, fingerprint_apps
+from tacit.client.runs import APP_CHANGED, parse_specification
 from tacit.core.errors import TacitError
+from tacit.core.logs import NOTE
 
 if TYPE_CHECKING:
-    from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
+    from pathlib import Path
+
+    from tacit.client.store import Decision, OutboxEntry, Repeat, RunRecord, Store
 
 
 REVOKED = "revoked"
+LOGS_FOLDER = "logs"
+_NOTE = re.compile(rf"\S+ info +worker {NOTE}(.+)")  # a line of core/logs.py
+_MOST_NOTES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +55,10 @@ class RunStatus:
     """One run at this node.
 
     Attributes:
-        mode, app, rounds: what it asks.
-        verdict, decided_by, code, reason: the owner's word on it.
-        epsilon: what the whole run costs each record; None without an account.
+        mode, unit, app, rounds: what it asks.
+        verdict, decided_by, code, reason: the owner's word on it; an approval that no longer holds,
+            since the app's files have changed, is shown as pending.
+        epsilon: what the whole run costs each ``unit``; None without an account.
         released, refused, failed: messages by outcome.
         ended: how the run ended; empty while it has not.
         ended_reason: what the operator said who stopped it.
@@ -59,6 +67,7 @@ class RunStatus:
     run_id: str
     name: str
     mode: str
+    unit: str
     app: str
     rounds: int
     verdict: str
@@ -92,6 +101,7 @@ class NodeStatus:
     node_id: int
     connection: Connection
     runs: tuple[RunStatus, ...]
+    repeats: tuple[Repeat, ...]
     outbox: tuple[Waiting, ...]
     decisions: tuple[Decision, ...]
 
@@ -102,14 +112,66 @@ def read_status(
     """Collect what the node knows: the latest ``limit`` runs, and all that have not ended."""
     runs = store.list_runs()
     runs = [run for place, run in enumerate(runs) if place < limit or not run.ended]
+    fingerprints: dict[tuple[str, ...], bytes] = {}
+    runs = [with_lapse(run, fingerprints) for run in runs]
     return NodeStatus(
         member=member,
         node_id=node_id,
         connection=connection,
         runs=tuple(_run_status(run, store) for run in runs),
+        repeats=tuple(store.list_repeats()),
         outbox=tuple(_waiting(entry) for entry in store.list_replies()),
         decisions=tuple(store.list_decisions(limit=limit)),
     )
+
+
+def with_lapse(run: RunRecord, fingerprints: dict[tuple[str, ...], bytes]) -> RunRecord:
+    """Return a run as it stands now: one whose app's files have changed is approved no longer.
+
+    The node finds the same before each message; here it is found before one comes.
+
+    Args:
+        run: as it was decided.
+        fingerprints: by apps, what was computed before; the run's is added.
+    """
+    if run.verdict is not Verdict.APPROVED or run.ended:
+        return run
+    try:
+        specification = parse_specification(run.specification)
+        apps = apps_of(specification)
+        if apps not in fingerprints:
+            fingerprints[apps] = fingerprint_apps(specification)
+        holds = fingerprints[apps] == run.app_sha256
+    except TacitError:  # not installed any more, or not as it can be covered
+        holds = False
+    if holds:
+        return run
+    return dataclasses.replace(
+        run,
+        verdict=Verdict.PENDING,
+        code="E-APPROVAL-APP",
+        reason=APP_CHANGED.format(run_id=run.run_id),
+    )
+
+
+def worker_notes(folder: Path, run_id: str) -> tuple[str, ...]:
+    """Return what a run's worker noted on its model, each note once.
+
+    They come from the log that also holds what the app printed: an app can write such lines as
+    well, so they inform and prove nothing.
+
+    Args:
+        folder: the state directory.
+        run_id: which run.
+    """
+    try:
+        with (folder / LOGS_FOLDER / f"{run_id}.log").open(
+            encoding="utf-8", errors="replace"
+        ) as log:
+            found = [match.group(1) for match in map(_NOTE.match, log) if match]
+    except OSError:  # nothing has run yet
+        return ()
+    return tuple(dict.fromkeys(found))[:_MOST_NOTES]
 
 
 def resting(store: Store, *, serial: str) -> Connection:
@@ -143,10 +205,11 @@ def as_json(value: object) -> Any:  # noqa: ANN401 - JSON
 
 def _run_status(run: RunRecord, store: Store) -> RunStatus:
     outcomes = store.count_outcomes(run.run_id)
-    mode, app, rounds = "", "", 0
+    mode, unit, app, rounds = "", "", "", 0
     try:
         specification = parse_specification(run.specification)
         mode, app = specification.privacy.mode.value, app_of(specification)
+        unit = specification.privacy.unit.value if specification.privacy.unit else ""
         rounds = specification.participation.rounds
     except TacitError:  # it was denied for this very reason, which is shown
         pass
@@ -154,6 +217,7 @@ def _run_status(run: RunRecord, store: Store) -> RunStatus:
         run_id=run.run_id,
         name=run.name,
         mode=mode,
+        unit=unit,
         app=app,
         rounds=rounds,
         verdict=run.verdict.value,

@@ -27,13 +27,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STORE_NAME = "client.sqlite"
-_VERSION = 3
+_VERSION = 4
 _TO_VERSION_2 = "ALTER TABLE runs ADD COLUMN ended_reason TEXT NOT NULL DEFAULT '';"
 _TO_VERSION_3 = """
 CREATE TABLE ledger_heads (
   ledger TEXT PRIMARY KEY,
   entries INTEGER NOT NULL,
   sha256 TEXT NOT NULL
+);
+"""
+_TO_VERSION_4 = """
+CREATE TABLE repeats (
+  specification_sha256 BLOB PRIMARY KEY,
+  app_sha256 BLOB NOT NULL,
+  run_id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  approved_at_s REAL NOT NULL
 );
 """
 _SCHEMA = """
@@ -94,7 +103,7 @@ CREATE TABLE noise_keys (
 );
 """
 # What each later version adds, by the version that it makes.
-_ADDED = {2: _TO_VERSION_2, 3: _TO_VERSION_3}
+_ADDED = {2: _TO_VERSION_2, 3: _TO_VERSION_3, 4: _TO_VERSION_4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +155,8 @@ class Decision:
     """One line of the decision log: what was about to leave, and what became of it.
 
     Attributes:
-        outcome: ``released``, ``refused``, ``failed`` or, for a run, its verdict.
+        outcome: ``released``, ``refused``, ``failed`` or, for a run, its verdict, or ``repeated``
+            and ``withdrawn``, of the approval of later runs.
     """
 
     at_s: float
@@ -158,6 +168,21 @@ class Decision:
     reason: str = ""
     payload_bytes: int = 0
     payload_sha256: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """A person's word on all runs of one specification with the same app files.
+
+    Attributes:
+        run_id, name: the run that the word was given on.
+    """
+
+    specification_sha256: bytes
+    app_sha256: bytes
+    run_id: str
+    name: str
+    approved_at_s: float
 
 
 class Store:
@@ -208,6 +233,31 @@ class Store:
     def list_runs(self) -> list[RunRecord]:
         """Return all runs, the latest offer first."""
         return [_run_of(row) for row in self._rows("SELECT * FROM runs ORDER BY offered_at_s DESC")]
+
+    def save_repeat(self, repeat: Repeat) -> None:
+        """Remember an approval of later runs as well, in place of one of the same specification."""
+        row = dataclasses.asdict(repeat)
+        with self._transaction() as connection:
+            connection.execute(
+                f"INSERT OR REPLACE INTO repeats ({', '.join(row)}) "  # noqa: S608 - our field names
+                f"VALUES ({', '.join(f':{name}' for name in row)})",
+                row,
+            )
+
+    def drop_repeat(self, specification_sha256: bytes) -> bool:
+        """Forget the approval of later runs of a specification; say whether there was one."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                "DELETE FROM repeats WHERE specification_sha256 = ?", (specification_sha256,)
+            )
+        return done.rowcount > 0
+
+    def list_repeats(self) -> list[Repeat]:
+        """Return every approval of later runs, the latest first."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'repeats'"):
+            return []  # an older store that is only read
+        rows = self._rows("SELECT * FROM repeats ORDER BY approved_at_s DESC")
+        return [Repeat(**dict(row)) for row in rows]
 
     def end_run(self, run_id: str, status: str, reason: str = "") -> list[OutboxEntry]:
         """Mark a run as ended, forget its outbox and keys; return the entries forgotten."""

@@ -17,6 +17,8 @@ from typing import IO, Any, Literal
 
 Form = Literal["json", "text"]
 
+NOTE = "note: "  # begins what a worker says of a run's model, for the owner to read
+
 _SECRETS = re.compile(
     r"tacit1_[A-Za-z0-9_-]{8,}"
     r"|-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)",

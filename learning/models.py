@@ -11,6 +11,7 @@ import importlib
 import logging
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from torch import nn
 
 from tacit.core.errors import AppError, ConfigError
+from tacit.core.logs import NOTE
 from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
 from tacit.learning.features import input_shape
+from tacit.privacy.dpsgd.engine import gradient_notes
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
 
 logger = logging.getLogger("tacit.learning.models")
@@ -42,13 +45,62 @@ def build_model(spec: ModelSpec, data: DataSpec, *, private: bool = False) -> nn
             trained record by record (``E-MODEL-NOT-DP``).
         AppError: the factory is not installed or failed (``E-MODEL-FACTORY``).
     """
+    model, notes = _built(spec, data, private=private)
+    for note in notes:  # the factory's author learns what is trained in the place of their layer
+        logger.info("%s%s", NOTE, note)
+    return model
+
+
+def _built(spec: ModelSpec, data: DataSpec, *, private: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model, and notes on what was replaced in it."""
+    notes: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = _make(spec, data)
         if private and spec.kind is ModelKind.MODULE:
-            model = _made_private(model, input_shape(data))
+            model, notes = without_batch_norm(model)
+            verify_records_do_not_mix(model, shape=input_shape(data))
     check_model_fits(model, data)
-    return model
+    return model, notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What will be trained, in words for people.
+
+    Attributes:
+        kind: of the specification.
+        parameters: numbers in its state.
+        replaced: layers that stand in the place of others; empty where nothing is noised in
+            training.
+        gradients: where per-example gradients come from; empty in the same case.
+    """
+
+    kind: ModelKind
+    parameters: int
+    replaced: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+
+
+def model_facts(spec: ModelSpec, data: DataSpec, *, private: bool) -> ModelFacts:
+    """Build the model once, and say what would be trained.
+
+    Args:
+        spec: which model.
+        data: the contract that fixes its inputs and outputs.
+        private: whether the training clips and noises each record.
+
+    Raises:
+        ConfigError, AppError: as :func:`build_model`; a model that has layers without per-example
+            gradients is one that cannot be trained record by record.
+    """
+    model, replaced = _built(spec, data, private=private)
+    return ModelFacts(
+        kind=spec.kind,
+        parameters=sum(value.numel() for value in model.state_dict().values()),
+        replaced=replaced,
+        gradients=gradient_notes(model) if private else (),
+    )
 
 
 def initial_arrays(spec: RunSpec) -> Arrays:
@@ -200,11 +252,3 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
             f"expected {spec.factory} to return a torch.nn.Module, got {type(model).__name__}",
         )
     return model
-
-
-def _made_private(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    fixed, notes = without_batch_norm(model)
-    for note in notes:  # the factory's author learns what is trained in the place of their layer
-        logger.info(note)
-    verify_records_do_not_mix(fixed, shape=shape)
-    return fixed

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tacit.core.errors import AppError, RefusedError
+from tacit.core.logs import NOTE
 from tacit.core.results import MAX_LOSS
 from tacit.learning.optimizers import forget_gradients, make_optimizer
 from tacit.privacy.dpsgd.engine import make_engine
@@ -129,7 +130,7 @@ def _train_private(
         canaries=canaries,
     )
     for note in engine.notes:
-        logger.info(note)
+        logger.info("%s%s", NOTE, note)
     features, labels = _tensors(examples)
     optimizer = make_optimizer(engine.parameters, recipe.training)
     received = [p.detach().clone() for p in engine.parameters]

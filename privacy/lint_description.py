@@ -58,7 +58,7 @@ class TrainingDescription:
 
     Attributes:
         dataset_len, batch_size, epochs: of one round at one owner.
-        rounds: of federated training; 1 for training in one place.
+        rounds: of federated training; training in one place has 1, and says so.
         noise_multiplier: sigma / clip.
         delta: at which epsilon is claimed.
         claimed_epsilon: what is told to people; without it, what the accountant shows.
@@ -76,7 +76,7 @@ class TrainingDescription:
     dataset_len: int
     batch_size: int
     epochs: int
-    rounds: int = 1
+    rounds: int
     noise_multiplier: float
     delta: float
     claimed_epsilon: float | None = None

@@ -7,12 +7,16 @@ word, and what another module does is not seen. Numbers need a description
 Patterns, by rule:
 
 - sampling: ``poisson_sampling=False``.
-- engine-per-round: an engine or accountant is made inside a function that is called every round
-  (a name with ``round`` in it; beside Flower also ``fit``, ``train``, ``evaluate`` and what is
-  decorated with ``@app.train()`` or ``@app.evaluate()``) or in a loop over rounds.
+- engine-per-round: an engine or accountant is made inside a function that is called every round,
+  in a loop over rounds, or in what one of the two calls. Every round: a name with ``round`` in it;
+  what is decorated with ``@app.train()`` or ``@app.evaluate()``; ``fit``, ``train`` and
+  ``evaluate``, beside Flower or where they take a round's arguments (``parameters``, ``config``)
+  or return weights with the length of something.
 - batch-norm: a BatchNorm layer, in a file without ``ModuleValidator.fix``.
-- normaliser: ``len(...)`` in ``expected_batch_size``, ``sample_rate`` or a divisor of a gradient.
-- weights: ``len(...)`` as ``num-examples``, or second in what ``fit`` or ``evaluate`` returns.
+- normaliser: ``len(...)`` in ``expected_batch_size``, ``sample_rate`` or a divisor of a gradient;
+  ``make_private``, which takes both from the length of the data, in a file that does not set
+  ``expected_batch_size`` and the ``sample_rate`` of a loader to something else.
+- weights: ``len(...)`` as ``num-examples``, or second in what a round's function returns.
 - metrics: a loss or score by name in what a round's function returns, or in a ``MetricRecord``.
 - noise-seed: a seed for the generator of torch, which Opacus draws noise from unless
   ``secure_mode=True``; a seed for numpy's, in a file that draws normal numbers from it.
@@ -34,9 +38,19 @@ if TYPE_CHECKING:
 
 _DP_MODULES = ("opacus", "tensorflow_privacy", "dp_accounting")
 _ENGINES = ("PrivacyEngine", "RDPAccountant", "PRVAccountant", "GaussianAccountant")
+_PRIVATE_MAKERS = ("make_private", "make_private_with_epsilon")
+_LOADERS = (
+    "DPDataLoader",
+    "UniformWithReplacementSampler",
+    "DistributedUniformWithReplacementSampler",
+)
 _SIZE_NAME = re.compile(r"expected_batch_size|sample_rate|normali[sz]er|n_samples_per_batch")
 _GRADIENT_NAME = re.compile(r"grad|noise|summed|sigma", re.IGNORECASE)
 _WEIGHT_NAME = re.compile(r"num[-_]examples|num[-_]samples")
+_ROUND_NAMES = ("fit", "train", "evaluate")
+_ROUND_ARGUMENT = re.compile(
+    r"parameters|config|server_round|rnd|(global|server)_(weights|parameters|model|state)"
+)
 _SCORE_NAME = re.compile(r"(.*[-_])?(loss|acc|accuracy|auc|f1|precision|recall|score)")
 _TORCH_SEED = re.compile(r"(.*\.)?manual_seed(_all)?")
 _NUMPY_SEED = re.compile(r"(np|numpy)\.random\.(seed|default_rng|RandomState)")
@@ -109,8 +123,11 @@ class _Reader:
     def __init__(self, tree: ast.Module, source: str) -> None:
         self._tree = tree
         self._source = source
-        self._in_round = set(_nodes_of_rounds(tree))
+        own = set(_nodes_of_rounds(tree))
+        self._in_own_round = own  # and what these call:
+        self._in_round = _with_called(tree, own)
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        self._sizes_are_public = _has_public_batch(tree) and any(map(_is_public_loader, calls))
         self._is_secure = any(_is_secure(call) for call in calls)
         self._draws_by_numpy = any(_NUMPY_NOISE.fullmatch(_name(call.func)) for call in calls)
         self._fixes_layers = any(_name(node) == "ModuleValidator.fix" for node in ast.walk(tree))
@@ -143,6 +160,8 @@ class _Reader:
         last = called.rpartition(".")[2]
         if last in _ENGINES:
             yield from self._of_engine(node, last)
+        if last in _PRIVATE_MAKERS and not self._sizes_are_public:
+            yield self._finding(node, "normaliser", _BY_MAKER)
         if re.fullmatch(r"(Lazy|Sync)?BatchNorm(\dd)?", last) and not self._fixes_layers:
             yield self._finding(node, "batch-norm", _BY_BATCH_NORM)
         seeds = (_TORCH_SEED,) * (not self._is_secure) + (_NUMPY_SEED,) * self._draws_by_numpy
@@ -192,14 +211,16 @@ class _Reader:
                 yield self._finding(key, "metrics", _BY_SCORE)
 
     def _of_return(self, node: ast.Return) -> Iterator[Finding]:
-        if node not in self._in_round or node.value is None:
+        if node not in self._in_own_round or node.value is None:
             return
         parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-        if len(parts) == 3 and _has_length(parts[1]):  # Flower's NumPyClient
+        if _returns_count(node):
             yield self._finding(parts[1], "weights", _BY_COUNT)
         for part in parts:
             if isinstance(part, ast.Dict):
                 yield from self._of_scores(part)
+            elif len(parts) > 1 and _is_score(part):
+                yield self._finding(part, "metrics", _BY_SCORE)
 
     def _finding(
         self,
@@ -213,22 +234,85 @@ class _Reader:
         return Finding(rule=rule, severity=severity, place=place, claimed=claimed, actual=actual)
 
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _returns_count(node: ast.Return) -> bool:
+    """Whether weights leave with a count, and perhaps metrics, as from Flower's NumPyClient."""
+    parts = node.value.elts if isinstance(node.value, ast.Tuple) else []
+    return len(parts) in (2, 3) and _has_length(parts[1])
+
+
+def _is_score(node: ast.expr) -> bool:
+    """Whether a value is a loss or score by name, or a number made of one: ``float(loss)``."""
+    if isinstance(node, ast.Call):
+        own = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+        return any(map(_is_score, (*own, *node.args)))
+    return bool(_SCORE_NAME.fullmatch(_name(node).rpartition(".")[2]))
+
+
+def _has_public_batch(tree: ast.Module) -> bool:
+    """Whether ``expected_batch_size`` is set to something else than a length."""
+    values = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if _name(target).rpartition(".")[2] == "expected_batch_size"
+    ]
+    return not all(map(_has_length, values))
+
+
+def _is_public_loader(node: ast.Call) -> bool:
+    rates = [keyword.value for keyword in node.keywords if keyword.arg == "sample_rate"]
+    is_loader = _name(node.func).rpartition(".")[2] in _LOADERS
+    return is_loader and bool(rates) and not _has_length(rates[0])
+
+
+def _functions(tree: ast.Module) -> list[_Function]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
 def _nodes_of_rounds(tree: ast.Module) -> Iterator[ast.AST]:
     """Yield every node inside a function, or a loop, that runs once a round."""
     is_flower = any(name.startswith("flwr") for name in _imported(tree))
-    named = re.compile(r"fit|train|evaluate|.*round.*" if is_flower else r".*round.*")
+    for function in _functions(tree):
+        if _runs_each_round(function, is_flower=is_flower):
+            yield from ast.walk(function)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            decorators = [
-                _name(each.func if isinstance(each, ast.Call) else each)
-                for each in node.decorator_list
-            ]
-            if named.fullmatch(node.name) or any(
-                name.endswith((".train", ".evaluate")) for name in decorators
-            ):
-                yield from ast.walk(node)
-        elif isinstance(node, ast.For) and _mentions_round(node):
+        if isinstance(node, ast.For) and _mentions_round(node):
             yield from (inner for part in node.body for inner in ast.walk(part))
+
+
+def _runs_each_round(function: _Function, *, is_flower: bool) -> bool:
+    decorators = [
+        _name(each.func if isinstance(each, ast.Call) else each) for each in function.decorator_list
+    ]
+    if any(name.endswith((".train", ".evaluate")) for name in decorators):
+        return True
+    if function.name not in _ROUND_NAMES:
+        return "round" in function.name
+    taken = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return (
+        is_flower
+        or any(_ROUND_ARGUMENT.fullmatch(each.arg) for each in taken)
+        or any(isinstance(each, ast.Return) and _returns_count(each) for each in ast.walk(function))
+    )
+
+
+def _with_called(tree: ast.Module, nodes: set[ast.AST]) -> set[ast.AST]:
+    """Return nodes with those of the file's functions that they call by name, and so on."""
+    bodies = {function.name: function for function in _functions(tree)}
+    found, new = set(nodes), set(nodes)
+    while new:
+        names = {
+            _name(node.func).removeprefix("self.") for node in new if isinstance(node, ast.Call)
+        }
+        called = [bodies[name] for name in sorted(names & bodies.keys())]
+        new = {inner for body in called for inner in ast.walk(body)} - found
+        found |= new
+    return found
 
 
 def _mentions_round(node: ast.For) -> bool:
@@ -261,6 +345,10 @@ _BY_BATCH_NORM = (
 _BY_LENGTH = (
     "add/remove: one record more moves the sum by the clip",
     "it also moves the sampling rate or the divisor: no epsilon can be shown",
+)
+_BY_MAKER = (
+    "add/remove: one record more moves the sum by the clip",
+    "Opacus takes the sampling rate and the divisor from the length of the data: they move as well",
 )
 _BY_COUNT = (_BOUNDED, "the exact number of records leaves, and weighs the mean")
 _BY_SCORE = (_BOUNDED, "an exact function of the records leaves beside the update")

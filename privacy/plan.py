@@ -29,6 +29,7 @@ from tacit.core.errors import RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy import accounting
 from tacit.privacy.spec import (
+    BUILT_MODES,
     Calibration,
     ClientLocal,
     FullBatch,
@@ -41,6 +42,8 @@ from tacit.privacy.spec import (
     Subject,
     TargetEpsilon,
     parse_statement,
+    verify_count,
+    verify_positive,
 )
 
 # Sums of clipped float gradients are accumulated in float64; the rest of the rounding is charged.
@@ -64,7 +67,8 @@ class PrivacyPlan:
         noise_multiplier: sigma / ``sensitivity``.
         clip: L2 bound of one unit's gradient, or of the update, over all parameters together.
         normaliser: public divisor of the noised sum; 1 under ``client-local``.
-        epsilon, delta: what the whole run costs each unit of this owner's data set.
+        epsilon, delta: what the whole run costs each unit of this owner's data set; epsilon is
+            infinite where nobody claims one.
         unit, relation: whose presence the bound is about, and which data sets it compares.
         most_records: public bound on the records of one unit.
     """
@@ -81,6 +85,14 @@ class PrivacyPlan:
     unit: PrivacyUnit
     relation: Relation = Relation.ADD_REMOVE
     most_records: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("releases", "local_steps", "most_records"):
+            verify_count(name, getattr(self, name))
+        verify_positive("normaliser", self.normaliser)
+        problem = _problem_with_noise(self) if self.is_private else _problem_without(self)
+        if problem:
+            raise ValueError(f"expected {problem}, got {self}")
 
     @property
     def is_private(self) -> bool:
@@ -132,6 +144,35 @@ class PrivacyPlan:
         return accounting.epsilon_of(
             one.noise_multiplier, one.sample_rate, releases * one.steps, self.delta
         )
+
+
+def _problem_without(plan: PrivacyPlan) -> str:
+    """Say what in a plan of mode none promises something."""
+    found = (plan.noise_multiplier, plan.delta, plan.clip, plan.epsilon, plan.sample_rate)
+    nothing = (0.0, 0.0, math.inf, math.inf, 1.0)
+    return "" if found == nothing else "no clip, noise, sampling or claim in mode none"
+
+
+def _problem_with_noise(plan: PrivacyPlan) -> str:
+    """Say what in a plan no mechanism could do, or no account could price."""
+    by_node = plan.mode is PrivacyMode.CLIENT_LOCAL
+    replaced = plan.relation is Relation.REPLACE_ONE
+    rules = {
+        f"a mode of {BUILT_MODES}": plan.mode in BUILT_MODES,
+        "a relation": isinstance(plan.relation, Relation),
+        "0 < clip < inf": 0 < plan.clip < math.inf,
+        "0 < noise_multiplier < inf": 0 < plan.noise_multiplier < math.inf,
+        "0 < sample_rate <= 1": 0 < plan.sample_rate <= 1,
+        "0 <= epsilon": plan.epsilon >= 0,
+        "0 < delta < 1": 0 < plan.delta < 1,
+        "add/remove where units are sampled": plan.sample_rate == 1 or not replaced,
+        "the unit client under client-local alone": by_node is (plan.unit is PrivacyUnit.CLIENT),
+        "one full release under replace-one for an update": not by_node
+        or (replaced and plan.local_steps == 1 and plan.sample_rate == 1),
+        "most_records = 1 for the unit record": plan.unit is not PrivacyUnit.RECORD
+        or plan.most_records == 1,
+    }
+    return next((rule for rule, holds in rules.items() if not holds), "")
 
 
 def privacy_plan(spec: RunSpec, *, records: int) -> PrivacyPlan:

@@ -13,12 +13,14 @@ What the types exclude:
 4. A claim per record about an update whose maker is unknown: :class:`ClientLocal` has no unit, no
    sampling and no normaliser; it compares whole data sets, one replaced by another.
 5. Several records of one person under the unit record: :class:`Record` has no count.
+6. A number outside its domain: no clip, count, divisor or delta that a mechanism could not use.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.specification import (
@@ -30,10 +32,37 @@ from tacit.core.specification import (
     Sampling,
 )
 
+if TYPE_CHECKING:
+    from types import UnionType
 
-def _verify(holds: bool, rule: str, got: float) -> None:  # noqa: FBT001 - reads as a sentence
+
+def _verify(holds: bool, rule: str, got: object) -> None:  # noqa: FBT001 - reads as a sentence
     if not holds:
         raise ValueError(f"expected {rule}, got {got}")
+
+
+def verify_positive(name: str, value: float) -> None:
+    """Refuse what is not a positive finite number (``ValueError``)."""
+    _verify(0 < value < math.inf, f"0 < {name} < inf", value)
+
+
+def verify_count(name: str, value: float, *, least: int = 1) -> None:
+    """Refuse what is not a whole number from ``least`` on (``ValueError``)."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _verify(whole and value >= least, f"a whole number {name} >= {least}", value)
+
+
+def verify_delta(delta: float, *, records: int | None = None) -> None:
+    """Refuse what is no delta, or none for so many records (``ValueError``)."""
+    _verify(0 < delta < 1, "0 < delta < 1", delta)
+    if records is not None:
+        rule = f"delta < 1 / most_owner_records = {1.0 / records:.3g}"
+        _verify(delta < 1.0 / records, rule, delta)
+
+
+def verify_one_of(name: str, value: object, types: type | UnionType) -> None:
+    """Refuse a value of another type (``ValueError``)."""
+    _verify(isinstance(value, types), f"{name} of type {types}", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +81,7 @@ class Subject:
     most_records: int
 
     def __post_init__(self) -> None:
-        _verify(self.most_records >= 2, "most_records >= 2", self.most_records)
+        verify_count("most_records", self.most_records, least=2)
 
 
 Unit = Record | Subject
@@ -65,7 +94,7 @@ class TargetEpsilon:
     epsilon: float
 
     def __post_init__(self) -> None:
-        _verify(0 < self.epsilon < math.inf, "0 < epsilon < inf", self.epsilon)
+        verify_positive("epsilon", self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +104,7 @@ class GivenNoise:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        given = self.noise_multiplier
-        _verify(0 < given < math.inf, "0 < noise_multiplier < inf", given)
+        verify_positive("noise_multiplier", self.noise_multiplier)
 
 
 Calibration = TargetEpsilon | GivenNoise
@@ -87,6 +115,9 @@ class FullBatch:
     """Every unit takes part in every step."""
 
     relation: Relation = Relation.ADD_REMOVE
+
+    def __post_init__(self) -> None:
+        verify_one_of("relation", self.relation, Relation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +145,10 @@ class NonPrivate:
     releases: int
     local_steps: int
 
+    def __post_init__(self) -> None:
+        verify_count("releases", self.releases)
+        verify_count("local_steps", self.local_steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordLocal:
@@ -123,7 +158,7 @@ class RecordLocal:
         unit: whose contribution is clipped.
         clip: L2 bound of one unit's gradient, over all parameters together (C).
         calibration: target or noise.
-        delta: for the whole run.
+        delta: for the whole run; below 1 / ``most_owner_records``.
         sampling: which units a step takes, and which data sets the statement compares.
         releases: answers to train instructions in the run.
         local_steps: noised steps inside one release.
@@ -141,6 +176,16 @@ class RecordLocal:
     most_owner_records: int
     normaliser: float
 
+    def __post_init__(self) -> None:
+        verify_one_of("unit", self.unit, Unit)
+        verify_one_of("calibration", self.calibration, Calibration)
+        verify_one_of("sampling", self.sampling, SamplingScheme)
+        verify_positive("clip", self.clip)
+        verify_positive("normaliser", self.normaliser)
+        for name in ("releases", "local_steps", "most_owner_records"):
+            verify_count(name, getattr(self, name))
+        verify_delta(self.delta, records=self.most_owner_records)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientLocal:
@@ -151,7 +196,7 @@ class ClientLocal:
     Attributes:
         clip: L2 bound of the update, over all its arrays together (C).
         calibration: target or noise.
-        delta: for the whole run.
+        delta: for the whole run; below 1 / ``most_owner_records``.
         releases: updates in the run.
         most_owner_records: public bound on the records of this owner.
     """
@@ -161,6 +206,13 @@ class ClientLocal:
     delta: float
     releases: int
     most_owner_records: int
+
+    def __post_init__(self) -> None:
+        verify_one_of("calibration", self.calibration, Calibration)
+        verify_positive("clip", self.clip)
+        verify_count("releases", self.releases)
+        verify_count("most_owner_records", self.most_owner_records)
+        verify_delta(self.delta, records=self.most_owner_records)
 
 
 Statement = NonPrivate | RecordLocal | ClientLocal

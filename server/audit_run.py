@@ -151,7 +151,7 @@ class _AuditRun:
             "epsilon": self.audit.epsilon if self.audit.is_noised else None,
             "delta": self.audit.delta,
             "noise_per_owner": noise,
-            "sent": [self._sent(answer) for answer in answers],
+            "sent": sorted(map(self._sent, answers), key=lambda each: str(each["member"])),
             "not_merged": self._not_merged(entry),
         }
         return report_text(report)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
+APP_CHANGED = "E-APPROVAL-APP"  # of client/envelope.py
 _AWAY = (GONE, UNKNOWN_NODE, REVOKED, LEFT)
 
 
@@ -67,6 +68,11 @@ def _remedy(code: str) -> str:
         return "See `tacit server members` for {who}: not connected, gone or revoked."
     if code == DENIED:
         return "Ask {who}, who denied the run after it had begun."
+    if code == APP_CHANGED:
+        return (
+            "The app's files at {who} are not those that were approved there: agree on a version, "
+            "submit the run anew, and have it approved anew."
+        )
     return (
         "Ask {who} for the reason, which stays there: `tacit client status` shows it, and the "
         'folder "logs" of their --home holds what the app printed.'

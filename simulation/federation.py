@@ -247,7 +247,7 @@ def fresh_run_id() -> str:
 
 
 def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
-    """Return what a run costs each of so many records after ``releases`` updates."""
+    """Return what a run costs each unit of so many records at most, after ``releases`` updates."""
     plan = privacy_plan(specification, records=records)
     return plan.epsilon_after(releases) if plan.is_private else None
 

@@ -238,6 +238,15 @@ def make_engine(
     )
 
 
+def gradient_notes(model: nn.Module) -> tuple[str, ...]:
+    """Say where a model's per-example gradients would come from, and why where it is not our rules.
+
+    Raises:
+        ConfigError: as :func:`make_engine`.
+    """
+    return _source_for(model)[1]
+
+
 def _source_for(model: nn.Module) -> tuple[GradientSource, tuple[str, ...]]:
     mixing = batch_norms(model)
     if mixing:

@@ -25,8 +25,10 @@ from tacit.attacks.canaries import (
 )
 from tacit.attacks.claim import Claim, claim_of
 from tacit.core.errors import DataError, RefusedError
-from tacit.core.privacy_spec import PrivacyMode, PrivacyUnit, Relation
+from tacit.core.privacy_spec import PrivacyUnit, Relation
 from tacit.privacy.accounting import gaussian_mu
+from tacit.privacy.plan import plan_of
+from tacit.privacy.spec import ClientLocal, NonPrivate, TargetEpsilon
 from tests.privacy.dpsgd_models import QUIET
 
 DELTA = 1e-5
@@ -179,10 +181,18 @@ def test_what_has_no_claim_for_a_canary_is_refused() -> None:
     """Mode none, clients, and replace-one: bound and claim would not mean the same."""
     assert claim_of(dataclasses.replace(QUIET, epsilon=2.0)).epsilon == 2.0
     with pytest.raises(RefusedError, match="E-CANARIES-NO-CLAIM"):
-        claim_of(dataclasses.replace(QUIET, mode=PrivacyMode.NONE))
-    for change in ({"relation": Relation.REPLACE_ONE}, {"unit": PrivacyUnit.CLIENT}):
+        claim_of(plan_of(NonPrivate(releases=1, local_steps=1)))
+    replaced = dataclasses.replace(QUIET, epsilon=2.0, relation=Relation.REPLACE_ONE)
+    of_clients = ClientLocal(
+        clip=1.0,
+        calibration=TargetEpsilon(epsilon=2.0),
+        delta=DELTA,
+        releases=1,
+        most_owner_records=10,
+    )
+    for plan in (replaced, plan_of(of_clients)):
         with pytest.raises(RefusedError, match="E-CANARIES-RELATION"):
-            claim_of(dataclasses.replace(QUIET, epsilon=2.0, **change))
+            claim_of(plan)
 
 
 def test_scores_that_cannot_be_used_are_refused() -> None:

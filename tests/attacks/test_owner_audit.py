@@ -78,6 +78,21 @@ def test_no_record_moves_anothers_count() -> None:
     assert np.array_equal(whole[1:], rest)
 
 
+def test_a_record_that_breaks_the_model_tells_nobody() -> None:
+    """Weights that overflow on one record raise nothing: it counts as zero, the others count."""
+    broken = model()
+    first = broken[0]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        first.weight[0] = 3e38
+    sets = sets_of(30, 20)
+    sets.train.features[0] = 100.0
+    sets.train.features[1:] = 0.0
+    sets.validation.features[:] = 0.0
+    counts = score_counts(broken, sets, AUDIT)
+    assert counts.sum(axis=1).tolist() == [0.0, *[3.0] * 49]
+
+
 def test_bins_are_used() -> None:
     """Scores of an ordinary model spread over several bins: otherwise nothing could be told."""
     counts = score_counts(model(), sets_of(200, 200), AUDIT).sum(axis=0).reshape(3, 16)

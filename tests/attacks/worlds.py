@@ -161,9 +161,3 @@ def auc_error(is_in: BoolArray) -> float:
     """Return the standard error of an AUC of one half (Mann & Whitney 1947)."""
     inside, outside = int(is_in.sum()), int((~is_in).sum())
     return float(np.sqrt((inside + outside + 1) / (12 * inside * outside)))
-
-
-def tpr_at(scores: Float64Array, is_in: BoolArray, *, fpr: float) -> float:
-    """Return the share of members above the threshold that a share of non-members is above."""
-    threshold = np.quantile(scores[~is_in], 1.0 - fpr, method="higher")
-    return float((scores[is_in] > threshold).mean())

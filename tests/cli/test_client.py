@@ -10,7 +10,7 @@ import pytest
 
 from tacit.cli.main import run
 from tacit.client.approvals import Verdict
-from tacit.client.store import STORE_NAME, RunRecord, open_store
+from tacit.client.store import STORE_NAME, Repeat, RunRecord, open_store
 from tacit.privacy.ledger import LEDGER_NAME
 from tests.client.fake_fleet import Domain
 from tests.privacy.ledgers import charge, opened, tampering
@@ -58,6 +58,53 @@ def test_an_owner_reads_what_a_run_asks_before_approving(
     assert "mode: record-local" in text
     assert "evaluation_epsilon: 0.5" in text
     assert "results" not in text
+
+
+def test_an_owner_reads_what_the_worker_noted(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each note on the model once, out of the worker's log; what else stands there is left out."""
+    (home / "logs").mkdir()
+    line = "2026-01-01T00:00:00.000+00:00 info    worker note: {}\n"
+    notes = ["1: BatchNorm replaced by GroupNorm", "per-example gradients by \x1b[31mhand"]
+    text = "".join(line.format(note) for note in [*notes, *notes]) + "the app prints\n"
+    (home / "logs" / "r-0000000a.log").write_text(text)
+    assert run(["client", "status", "r-0000000a", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model_notes"] == notes
+    assert run(["client", "status", "r-0000000a", "--home", str(home)]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "model_notes: 1: BatchNorm replaced by GroupNorm, per-example gradients by \\x1b" in shown
+    )
+    assert run(["client", "status", "r-0000000b", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model_notes"] == []
+
+
+def test_an_owner_sees_and_withdraws_what_repeats(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table names the run, status of a run its model, and a denial ends it."""
+    Domain.create().member(home / "identity", 1)
+    (home / "client.toml").write_text("")
+    store = open_store(home / STORE_NAME)
+    repeat = Repeat(
+        specification_sha256=bytes(32),
+        app_sha256=bytes(32),
+        run_id="r-0000000b",
+        name="heart",
+        approved_at_s=0.0,
+    )
+    store.save_repeat(repeat)
+    store.end_run("r-0000000b", "finished")
+    store.close()
+    assert run(["client", "status", "--home", str(home)]) == 0
+    assert "Approved also for later runs" in capsys.readouterr().out
+    assert run(["client", "status", "r-0000000a", "--home", str(home)]) == 0
+    assert "repeat_of: r-0000000b" in capsys.readouterr().out
+    assert run(["client", "deny", "r-0000000b", "--home", str(home)]) == 0
+    assert "wait for a person again" in capsys.readouterr().out
+    assert run(["client", "status", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["repeats"] == []
 
 
 def test_an_owner_sees_why_the_operator_stopped_a_run(

@@ -20,6 +20,7 @@ CLEAN = """
 dataset_len = 1000
 batch_size = 100
 epochs = 1
+rounds = 1
 noise_multiplier = 2.0
 delta = 1e-5
 poisson_sampling = true
@@ -171,3 +172,38 @@ def test_what_cannot_be_linted_is_an_error(
     (tmp_path / name).write_text(text)
     assert run(["privacy", "lint", str(tmp_path / name)]) == 3
     assert "error: expected" in capsys.readouterr().err.replace("a.toml has 1 problem", "expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", CLEAN.replace("rounds = 1\n", "")),
+        ("a.toml", CLEAN + "batchnorm = true\n"),
+        ("a.json", '{"rounds": 1}'),
+    ],
+)
+def test_a_wrong_description_is_told_how_a_right_one_looks(
+    tmp_path: Path, capsys: Capture, name: str, text: str
+) -> None:
+    """The hint leads to a description, not to `config check`, which knows other files."""
+    (tmp_path / name).write_text(text)
+    assert run(["privacy", "lint", str(tmp_path / name)]) == 3
+    said = capsys.readouterr().err
+    assert "docs/pitfalls.md" in said
+    assert "config check" not in said
+
+
+def test_a_plan_tells_what_evaluation_costs(tmp_path: Path, capsys: Capture) -> None:
+    """`privacy plan` says of a run's evaluation what `run check` says, and of an exact one too."""
+    evaluation = values_of(capsys, "plan", str(HEART), FAST)["evaluation"]
+    assert evaluation["epsilon"] == pytest.approx(1.0, abs=1e-3)
+    assert run(["run", "check", str(HEART), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == evaluation
+    assert run(["privacy", "plan", str(HEART), FAST]) == 0
+    assert "evaluation epsilon" in capsys.readouterr().out
+    text = HEART.read_text()
+    at = text.index("[evaluation]")
+    exact = text[:at] + text[at:].replace("epsilon = 1.0 ", "epsilon = 0.0 ", 1)
+    (tmp_path / "run.toml").write_text(exact)
+    assert run(["privacy", "plan", str(tmp_path / "run.toml"), FAST]) == 0
+    assert "no epsilon holds of each record that is held out" in capsys.readouterr().out

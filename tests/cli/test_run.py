@@ -330,7 +330,9 @@ def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
     capsys.readouterr()
     with running_server(home):
         assert run(["run", "submit", str(HEART), *local]) == 0
-        run_id = capsys.readouterr().out.strip()
+        said = capsys.readouterr()
+        run_id = said.out.strip()
+        assert "note: per-example gradients by book-keeping: 1 Linear\n" in said.err
         assert run(["run", "list", "--json", *local]) == 0
         listed = json.loads(capsys.readouterr().out)
         assert [item["run_id"] for item in listed] == [run_id]
@@ -350,3 +352,50 @@ def test_a_run_is_submitted_listed_shown_stopped_and_pulled(
     folder = RunFolder(out)
     assert folder.run_toml.read_text() == HEART.read_text()
     assert sum(array.size for array in load_arrays(folder.initial).values()) == 54
+
+
+@pytest.fixture
+def batch_norm_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run whose model is somebody's own, installed here, with a BatchNorm in it."""
+    (tmp_path / "normed_model.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Linear(26, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return changed(
+        tmp_path, ('kind = "logistic"', 'kind = "module"\nfactory = "normed_model:make"')
+    )
+
+
+REPLACED = "1: BatchNorm replaced by GroupNorm"
+GRADIENTS = "per-example gradients by book-keeping: 1 GroupNorm, 2 Linear"
+
+
+def test_check_and_lint_say_what_is_replaced(
+    batch_norm_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose BatchNorm is replaced, and who makes the gradients: as text and as JSON, in both."""
+    assert run(["run", "check", batch_norm_run]) == 0
+    shown = capsys.readouterr().out
+    assert REPLACED in shown
+    assert GRADIENTS in shown
+    assert run(["run", "check", batch_norm_run, "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)["model"]
+    assert (model["replaced"], model["gradients"]) == ([REPLACED], [GRADIENTS])
+    assert run(["privacy", "lint", batch_norm_run]) == 0
+    assert f"note: {REPLACED}\nnote: {GRADIENTS}\n" in capsys.readouterr().err
+    assert run(["privacy", "lint", batch_norm_run, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [REPLACED, GRADIENTS]
+
+
+def test_lint_goes_on_without_a_model_that_is_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A factory that only the owners have installed is named, and the numbers are shown."""
+    swap = ('kind = "logistic"', 'kind = "module"\nfactory = "no_such_package:make"')
+    assert run(["privacy", "lint", changed(tmp_path, swap), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (note,) = found["notes"]
+    assert "no_such_package:make" in note
+    assert "[E-MODEL-FACTORY]" in note
+    assert found["epsilon"] == 1.0

@@ -35,6 +35,22 @@ def test_simulate_deals_data_out_and_compares(
     assert "E-RUN-FOLDER" in capsys.readouterr().err
 
 
+def test_simulate_says_what_makes_the_gradients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is replaced in a private model, and who makes its gradients, as `run check` says it."""
+    private = 'mode = "record-local"\nclip = 1.0\nepsilon = 9.0\ndelta = 1e-4'
+    file, data = tmp_path / "run.toml", write_data(tmp_path / "data.csv")
+    text = SPECIFICATION.replace('mode = "none"', private)
+    file.write_text(text.replace("every = 3", "every = 3\nepsilon = 9.0"))
+    arguments = ["simulate", str(file), "--clients", "2", "--data", str(data)]
+    note = "per-example gradients by book-keeping: 1 Linear"
+    assert run([*arguments, "--out", str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
+    assert run([*arguments, "--out", str(tmp_path / "b")]) == 0
+    assert f"note: {note}\n" in capsys.readouterr().err
+
+
 def test_without_matplotlib_there_is_a_table_and_no_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

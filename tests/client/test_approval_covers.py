@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import types
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 import pytest
 
 from tacit.client.approvals import Verdict
-from tacit.client.configuration import Approval, AppRule
+from tacit.client.configuration import Approval, AppRule, AuditPolicy
+from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME
 from tacit.core.configuration import load_config
 from tacit.core.specification import (
     AppSpec,
+    AuditSpec,
     ColumnKind,
     ColumnSpec,
     DataSpec,
@@ -29,6 +32,7 @@ from tacit.core.specification import (
     RunSpec,
     StrategySpec,
     TrainingSpec,
+    audit_of,
     canonical_json,
     specification_sha256,
 )
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tacit.client.node import Node
+    from tacit.client.preparation import PrepareJob
 
 Path_ = tuple[str, ...]
 
@@ -61,6 +66,20 @@ FOREIGN = RunSpec(
     participation=ParticipationSpec(rounds=2),
     app=AppSpec(client="covered_app:app", config={"depth": 2}),
     results={"train": ReplySpec(metrics={"num-examples": MetricSpec(range=(1.0, 5.0))})},
+)
+AUDITED = "r-0000fffe"
+AUDIT = audit_of(
+    BUILT_IN,
+    AuditSpec(
+        run=AUDITED,
+        model_sha256="0" * 64,
+        rounds=BUILT_IN.participation.rounds,
+        owners=2,
+        epsilon=1.0,
+        delta=1e-3,
+    ),
+    min_clients=2,
+    round_deadline_s=60.0,
 )
 
 
@@ -114,7 +133,9 @@ def fresh(hint: Any) -> Any:
         int: 3,
         str: "x",
         bool: True,
-        **{type(part): part for part in (*parts_of(BUILT_IN), *parts_of(FOREIGN))},
+        **{
+            type(part): part for part in (*parts_of(BUILT_IN), *parts_of(FOREIGN), *parts_of(AUDIT))
+        },
     }
     return donors[hint]
 
@@ -141,7 +162,7 @@ def replaced(value: Any, path: Path_, new: Any) -> Any:
 
 CASES = [
     (f"{name}-{'.'.join(path)}", spec, path, changed(value, hint))
-    for name, spec in (("built-in", BUILT_IN), ("app", FOREIGN))
+    for name, spec in (("built-in", BUILT_IN), ("app", FOREIGN), ("audit", AUDIT))
     for path, hint, value in leaves(spec)
 ]
 
@@ -176,10 +197,30 @@ def asking_node(folder: Path, spec: RunSpec, **policy: Any) -> Node:
             "modes": tuple(PrivacyMode),
             "apps": apps,
             "max_epsilon_per_run": 9.0,
+            "audit": AuditPolicy(allow=True),
         }
         | policy,
     )
-    return make_node(folder, config)[0]
+    node = make_node(folder, config, prepare=prepare_noted)[0]
+    if spec.audit is not None:
+        take_part(node)
+    return node
+
+
+def prepare_noted(job: PrepareJob) -> None:
+    (job.folder / PREPARED_NAME).write_bytes(b"")
+    note = {"rule": "r", "seed": 0, "fraction": 0.2, "train": [], "validation": []}
+    (job.folder / SPLIT_NAME).write_text(json.dumps(note))
+
+
+def take_part(node: Node) -> None:
+    """Let a node answer in the run that the audit is of."""
+    canonical = canonical_json(BUILT_IN)
+    node.offer(AUDITED, canonical, specification_sha256(canonical))
+    node.approve(AUDITED)
+    head, payload = instruction(BUILT_IN)
+    head.run_id, head.message_id = AUDITED, f"{AUDITED}.000001"
+    node.answer(head, payload)
 
 
 def answered(node: Node, spec: RunSpec, number: int = 1) -> str:
@@ -212,10 +253,10 @@ def test_the_unchanged_run_goes_on(approved: Callable[[RunSpec], Node]) -> None:
 
 def test_every_field_of_a_specification_was_changed() -> None:
     """A field that somebody adds tomorrow is among the cases, or this fails."""
-    parts = [part for spec in (BUILT_IN, FOREIGN) for part in parts_of(spec)]
+    parts = [part for spec in (BUILT_IN, FOREIGN, AUDIT) for part in parts_of(spec)]
     assert {type(part) for part in parts} == set(reachable_classes(RunSpec))
     tested = {path for _, _, path, _ in CASES}
-    for spec in (BUILT_IN, FOREIGN):
+    for spec in (BUILT_IN, FOREIGN, AUDIT):
         for name, hint in get_type_hints(type(spec)).items():
             inner = getattr(spec, name)
             fields = dataclasses.fields(inner) if dataclasses.is_dataclass(inner) else ()

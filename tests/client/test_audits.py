@@ -221,6 +221,7 @@ def test_exact_counts_of_an_open_run_are_entered_as_such(tmp_path: Path) -> None
     [
         ({"model": {name: array + 1 for name, array in MODEL.items()}}, "E-AUDIT-MODEL"),
         ({"message_type": "train"}, "E-REPLY-UNDECLARED"),
+        ({"message_type": "query.again"}, "E-REPLY-UNDECLARED"),
         ({"message_type": "evaluate"}, "E-REPLY-UNDECLARED"),
     ],
 )

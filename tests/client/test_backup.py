@@ -128,6 +128,15 @@ def test_no_noise_key_and_no_answer_is_in_a_backup(home: Path) -> None:
     assert node.store.noise_key(MESSAGE, 0, fresh=bytes) == key
 
 
+def test_a_restored_node_asks_for_each_run_again(home: Path) -> None:
+    """An approval of later runs may have been withdrawn since the backup: it does not come back."""
+    node, _ = make_node(home, config_of(home))
+    offer(node, make_spec())
+    node.approve(RUN, repeat=True)
+    again, _ = make_node(restored(backed_up(home)), config_of(home))
+    assert [len(each.store.list_repeats()) for each in (node, again)] == [1, 0]
+
+
 def test_an_attempt_that_was_charged_before_the_backup_is_not_made_again(home: Path) -> None:
     """Its noise may have left: the restored node refuses, charges nothing, calls no app."""
     answering(home, 1)

@@ -155,7 +155,8 @@ def test_store_of_the_version_before_is_taken_up(tmp_path: Path) -> None:
     opened = open_store(path)
     opened.save_run(run_record())
     opened._connection.execute("ALTER TABLE runs DROP COLUMN ended_reason")
-    opened._connection.execute("DROP TABLE ledger_heads")
+    for table in ("ledger_heads", "repeats"):
+        opened._connection.execute(f"DROP TABLE {table}")
     opened._connection.execute("PRAGMA user_version = 1")
     opened.close()
     opened = open_store(path)

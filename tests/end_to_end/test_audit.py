@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
+import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +19,7 @@ from tacit.core.specification import RunSpec
 from tacit.learning.models import initial_arrays
 from tacit.simulation.demo import HOSPITALS
 from tacit.simulation.owners import heart_folder
-from tests.end_to_end.federation import Federation, federation
+from tests.end_to_end.federation import TACIT, Federation, federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,36 +28,74 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-UNWILLING = "switzerland"
+UNWILLING, SLOW = "switzerland", "va"
 ALLOWED = "[policy.audit]\nallow = true\nepsilon_for_results = 20\n"
 PROBES = ("loss", "modified-entropy", "gradient-norm-all")
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Federation, str]]:
-    """Four hospitals, of which one answers no audits, and their finished run."""
+    """Four hospitals, of which one answers no audits and one asks a person, and their run."""
     with federation(tmp_path_factory.mktemp("audit")) as made:
         for owner, records in HOSPITALS.items():
             path = made.root / f"{owner}.csv"
             shutil.copy(heart_folder() / path.name, path)
             declared = f'[data_sets.heart]\npath = "{path}"\nrecords = {records}\n'
             policy = "[policy.audit]\nallow = false\n" if owner == UNWILLING else ALLOWED
-            made.add_clients(owner, data=declared, policy=policy)
+            home = made.join(owner, data=declared, policy=policy)
+            if owner == SLOW:
+                config = home / "client.toml"
+                config.write_text(config.read_text().replace('"rule"', '"ask"'))
+            made.start_client(owner)
         run = load_config(heart_folder() / "run.toml", RunSpec).value
         initial = made.root / "initial.safetensors"
         save_arrays(initial, initial_arrays(run))
         run_id = made.submit(run, initial)
+        approve(made, run_id)
         made.finish(run_id)
         token = made.token("ann", "auditor")
+        (made.root / "auditor").mkdir(mode=0o700)
         assert auditor(made, "login", token, "--profile", "ann").code == 0
         yield made, run_id
 
 
+def environment(made: Federation) -> dict[str, str]:
+    """The auditor's: their folder holds a certificate and nothing else."""
+    return {"TACIT_OPERATOR_HOME": str(made.root / "auditor")}
+
+
 def auditor(made: Federation, *arguments: str) -> Done:
-    """Run a command as the auditor, whose folder holds a certificate and nothing else."""
-    home = made.root / "auditor"
-    home.mkdir(mode=0o700, exist_ok=True)
-    return made.tacit(*arguments, environment={"TACIT_OPERATOR_HOME": str(home)}, timeout_s=300.0)
+    """Run a command as the auditor, to its end."""
+    return made.tacit(*arguments, environment=environment(made), timeout_s=300.0)
+
+
+@contextlib.contextmanager
+def asking(made: Federation, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `tacit audit run` as the auditor; give the process and the audit's id."""
+    process = subprocess.Popen(
+        [str(TACIT), "audit", "run", *arguments],
+        cwd=made.root,
+        env={**made.environment, **environment(made)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        found = re.search(r"r-[0-9a-f]{8}", first)
+        assert found, first
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def approve(made: Federation, run_id: str) -> None:
+    """Say yes where a person is asked."""
+    made.wait_for_event(run_id, "node_decided", member=SLOW, verdict="pending")
+    assert made.tacit("client", "approve", run_id, "--home", made.root / SLOW).code == 0
 
 
 def charges(made: Federation, owner: str, run_id: str) -> list[dict[str, Any]]:
@@ -63,42 +105,55 @@ def charges(made: Federation, owner: str, run_id: str) -> list[dict[str, Any]]:
 
 
 def test_an_audit_ends_in_one_merged_report(played: tuple[Federation, str]) -> None:
-    """It names what left each owner and who said no; each owner's own report stays there."""
+    """It waits for who is undecided, outlives Ctrl-C, and names what left whom, and who said no."""
     made, run_id = played
-    willing = sorted(set(HOSPITALS) - {UNWILLING})
-    done = auditor(made, "audit", "run", run_id, "--min-owners", "3", "--out", "merged", "--json")
+    with asking(made, run_id) as (process, audit_id):
+        for owner in ("cleveland", "hungarian"):
+            made.wait_for_event(audit_id, "node_decided", member=owner, verdict="approved")
+        made.wait_for_event(audit_id, "node_decided", member=SLOW, verdict="pending")
+        shown = auditor(made, "run", "show", audit_id, "--json").json
+        assert (shown["status"], shown["submitted_by"]) == ("waiting", "ann")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"tacit audit show {audit_id}" in told
+    approve(made, audit_id)
+    made.wait_for_event(audit_id, "run_finished")
+    done = auditor(made, "audit", "show", run_id, "--json")
     assert done.code == 0, done.err
-    assert f"{UNWILLING}: denied E-POLICY-AUDIT" in done.err
-    report = read_report(made.root / "merged")
-    assert report == done.json
+    verify_merged(made, done.json, run_id, audit_id)
+
+    shown = auditor(made, "audit", "show", audit_id)
+    assert f"not merged: {UNWILLING}: denied E-POLICY-AUDIT" in shown.out
+    assert "What left each owner:" in shown.out
+    pulled = auditor(made, "run", "pull", audit_id, "--out", "pulled-audit")
+    assert pulled.code == 0, pulled.err
+    assert read_report(made.root / "pulled-audit") == done.json
+
+
+def verify_merged(made: Federation, report: dict[str, Any], run_id: str, audit_id: str) -> None:
+    assert report["scope"]["is_merged"] is True
+    assert report["outcome"] != "evidence"
     told = report["federation"]
-    assert told["run"] == run_id
+    assert (told["run"], told["audit_run"]) == (run_id, audit_id)
     assert told["not_merged"] == [{"member": UNWILLING, "why": "denied", "code": "E-POLICY-AUDIT"}]
-    lists = [{"name": f"histogram-{probe}", "length": 16} for probe in PROBES]
+    assert charges(made, UNWILLING, audit_id) == []
     sent = {each["member"]: each for each in told["sent"]}
-    assert sorted(sent) == willing
+    assert sorted(sent) == sorted(set(HOSPITALS) - {UNWILLING})
+    lists = [{"name": f"histogram-{probe}", "length": 16} for probe in PROBES]
     for owner, each in sent.items():
         assert (each["lists"], each["bytes"], each["unit"]) == (lists, 3 * 16 * 8, "record")
         assert each["epsilon"] == pytest.approx(1.0, rel=1e-3)
-        (charge,) = charges(made, owner, told["audit_run"])
+        (charge,) = charges(made, owner, audit_id)
         assert (charge["purpose"], charge["side"]) == ("audit", "whole")
         assert charge["clip"] == pytest.approx(3**0.5)
-        folder = made.root / owner / "runs" / told["audit_run"]
+        folder = made.root / owner / "runs" / audit_id
         own = read_report(folder)
         assert own["scope"]["records"] == "one owner's, at their node"
         assert {probe["probe"] for probe in own["probes"]} > {"loss", "lira-online"}
-        assert (folder / "report.txt").read_text().startswith(own["line"][:20])
-    assert report["scope"]["is_merged"] is True
-    assert report["outcome"] != "evidence"
-    assert charges(made, UNWILLING, told["audit_run"]) == []
-
-    shown = auditor(made, "audit", "show", run_id)
-    assert shown.code == 0, shown.err
-    assert f"not merged: {UNWILLING}: denied E-POLICY-AUDIT" in shown.out
-    assert "What left each of them" in shown.out
-    pulled = auditor(made, "run", "pull", told["audit_run"], "--out", "pulled-audit")
-    assert pulled.code == 0, pulled.err
-    assert json.loads((made.root / "pulled-audit" / "report.json").read_bytes()) == report
+        home = ("--home", made.root / owner)
+        seen = made.tacit("client", "status", audit_id, *home, "--json").json
+        assert seen["own_findings"][0] == own["line"]
 
 
 def test_an_audit_beyond_the_budget_is_denied(played: tuple[Federation, str]) -> None:
@@ -115,16 +170,23 @@ def test_an_audit_beyond_the_budget_is_denied(played: tuple[Federation, str]) ->
 
 
 def test_records_that_changed_are_not_audited(played: tuple[Federation, str]) -> None:
-    """Who was trained on can be told only of the data set as it was."""
+    """Who was trained on can be told only of the data set as it was; the others are merged."""
     made, run_id = played
     path = made.root / "cleveland.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n")
-    asked = auditor(made, "audit", "run", run_id, "--epsilon", "0.5", "--detach", "--json")
-    audit_id = asked.json["run_id"]
-    code = "E-AUDIT-RECORDS-CHANGED"
-    made.wait_for_event(audit_id, "node_decided", member="cleveland", verdict="denied", code=code)
-    made.wait_for_event(audit_id, "run_finished")
+    options = ("--epsilon", "0.5", "--probe", "loss", "--out", "merged", "--json")
+    with asking(made, run_id, *options) as (process, audit_id):
+        approve(made, audit_id)
+        out, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    report = json.loads(out)
+    assert report == read_report(made.root / "merged")
+    assert [each["member"] for each in report["federation"]["sent"]] != []
+    named = {each["member"]: each["code"] for each in report["federation"]["not_merged"]}
+    assert named == {"cleveland": "E-AUDIT-RECORDS-CHANGED", UNWILLING: "E-POLICY-AUDIT"}
+    assert "cleveland: denied E-AUDIT-RECORDS-CHANGED" in told
+    assert {probe["probe"] for probe in report["probes"]} <= {"loss"}
 
 
 def test_an_auditor_submits_audits_alone(played: tuple[Federation, str]) -> None:

@@ -58,6 +58,9 @@ def test_an_owner_compares_at_home(tmp_path_factory: pytest.TempPathFactory) -> 
         for name, array in load_arrays(kept).items():
             assert array.tobytes() == final[name].tobytes()
 
+        asked = played.tacit("client", "status", run_id, "--home", home, "--json").json
+        assert asked["model_notes"] == ["per-example gradients by book-keeping: 1 Linear"]
+
         decisions = played.decisions("cleveland", run_id)
         ledger = played.tacit("ledger", "show", "--home", home, "--json").out
         command = ("client", "compare", run_id, "--home", home)

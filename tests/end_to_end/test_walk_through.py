@@ -31,7 +31,7 @@ approve = "ask"
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 def test_the_walk_through_between_directories(tmp_path: Path, name: str) -> None:
-    """Init, start, invite, join, check, start, submit, approve, watch and pull."""
+    """Init, start, invite, join, check, start, submit, approve, watch and pull, and again."""
     main, enrolment = free_ports(2)
     made = Federation(tmp_path, (main, enrolment), environment_of(tmp_path))
     try:
@@ -74,6 +74,7 @@ def walk(made: Federation, name: str) -> None:
     assert load_arrays(folder.model).keys() == initial_arrays().keys()
     assert folder.manifest.is_file()
     assert folder.events.is_file()
+    repeat(made, run_id)
 
 
 def submit_and_approve(made: Federation) -> str:
@@ -92,5 +93,23 @@ def submit_and_approve(made: Federation) -> str:
         made.wait_for_event(run_id, "node_decided", member=owner, verdict="pending")
         status = made.tacit("client", "status", "--home", made.root / owner, "--json")
         assert [run["verdict"] for run in status.json["runs"]] == ["pending"]
-        assert made.tacit("client", "approve", run_id, "--home", made.root / owner).code == 0
+        home = ("--home", made.root / owner)
+        approved = made.tacit("client", "approve", run_id, "--repeat", *home)
+        assert approved.code == 0, approved.err
     return run_id
+
+
+def repeat(made: Federation, first: str) -> None:
+    """Submit the same again: nobody is asked; then one owner withdraws it, and is."""
+    run_toml = made.root / "runs" / "run.toml"
+    again = made.tacit("run", "submit", run_toml, "--watch")
+    assert again.code == 0, again.err
+    home = ("--home", made.root / OWNERS[0])
+    status = made.tacit("client", "status", *home, "--json").json
+    assert [run["decided_by"] for run in status["runs"]] == ["repeat", "hand"]
+    assert status["runs"][0]["reason"] == f"repeat of {first}"
+    assert [each["run_id"] for each in status["repeats"]] == [first]
+    assert made.tacit("client", "deny", first, *home).code == 0  # it is over
+    run_id = made.tacit("run", "submit", run_toml).out.strip()
+    made.wait_for_event(run_id, "node_decided", member=OWNERS[0], verdict="pending")
+    made.wait_for_event(run_id, "node_decided", member=OWNERS[1], verdict="approved")

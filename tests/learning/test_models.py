@@ -11,14 +11,16 @@ from torch import nn
 
 from tacit.core.configuration import from_plain
 from tacit.core.errors import AppError, ConfigError
-from tacit.core.specification import DataSpec, ModelSpec, RunSpec
+from tacit.core.specification import DataSpec, ModelKind, ModelSpec, RunSpec
 from tacit.learning.features import input_shape
 from tacit.learning.models import (
+    ModelFacts,
     build_model,
     check_model_fits,
     initial_arrays,
     load_model_arrays,
     model_arrays,
+    model_facts,
 )
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix
 
@@ -191,3 +193,40 @@ def test_an_app_brings_its_own_weights() -> None:
     )
     with pytest.raises(ValueError, match="an app brings its own weights"):
         initial_arrays(run)
+
+
+def test_what_is_trained_is_told_before_it_is_trained(
+    factory: Callable[[Callable[..., object]], ModelSpec], table_spec: DataSpec
+) -> None:
+    """What is replaced, and who makes the gradients; nothing of both where nothing is noised."""
+    spec = factory(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    facts = model_facts(spec, table_spec, private=True)
+    assert facts == ModelFacts(
+        kind=ModelKind.MODULE,
+        parameters=46,  # 28 and 10, and a GroupNorm's 8 without running statistics
+        replaced=("1: BatchNorm replaced by GroupNorm",),
+        gradients=("per-example gradients by book-keeping: 1 GroupNorm, 2 Linear",),
+    )
+    plain = model_facts(spec, table_spec, private=False)
+    assert (plain.parameters, plain.replaced, plain.gradients) == (55, (), ())
+
+
+class Scaled(nn.Module):
+    """A layer of somebody's own, without a book-keeping rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_layers_that_opacus_serves_are_named(
+    factory: Callable[[Callable[..., object]], ModelSpec], table_spec: DataSpec
+) -> None:
+    """Where book-keeping has no rule, Opacus' gradients are chosen, and the layer is named."""
+    spec = factory(lambda: nn.Sequential(Scaled(), nn.Linear(6, 2)))
+    by, *reasons = model_facts(spec, table_spec, private=True).gradients
+    assert "by Opacus" in by
+    assert any("Scaled" in reason for reason in reasons)

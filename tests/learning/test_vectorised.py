@@ -313,8 +313,10 @@ def test_an_update_is_clipped_and_noised_as_a_node_does(pool: Examples) -> None:
     plan = dataclasses.replace(
         OPEN,
         mode=PrivacyMode.CLIENT_LOCAL,
+        local_steps=1,
         clip=0.05,
         noise_multiplier=1e-9,
+        delta=1e-5,
         unit=PrivacyUnit.CLIENT,
         relation=Relation.REPLACE_ONE,
     )

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from tacit.core.errors import RefusedError
-from tacit.core.specification import PrivacyMode, PrivacyUnit
+from tacit.core.specification import PrivacyUnit
 from tacit.privacy.dpsgd.book_keeping import BookKeeping
 from tacit.privacy.dpsgd.canaries import Canaries, CanaryScores, CanaryUnits
 from tacit.privacy.dpsgd.engine import Engine, make_engine
 from tacit.privacy.dpsgd.mechanism import GaussianMechanism
+from tacit.privacy.plan import plan_of
+from tacit.privacy.spec import NonPrivate
 from tests.privacy.dpsgd_models import KEY, QUIET, norm_of
 from tests.privacy.recorder import Declared, Leak, Recorder, verify
 
@@ -274,7 +276,7 @@ def test_many_records_do_not_drown_the_canaries() -> None:
 
 def test_what_is_not_trained_with_noise_has_no_canaries() -> None:
     """Under mode none there is no epsilon to audit: the engine refuses as it does without."""
-    plan = dataclasses.replace(QUIET, mode=PrivacyMode.NONE)
+    plan = plan_of(NonPrivate(releases=1, local_steps=1))
     canaries = Canaries(seed=SEED, included=bits(3))
     with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
         make_engine(model(), plan=plan, noise_key=KEY, canaries=canaries)

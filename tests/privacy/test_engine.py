@@ -17,9 +17,10 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from tacit.core.errors import ConfigError, RefusedError
-from tacit.core.specification import PrivacyMode
 from tacit.privacy.dpsgd.engine import Engine, make_engine
 from tacit.privacy.dpsgd.validation import verify_records_do_not_mix, without_batch_norm
+from tacit.privacy.plan import plan_of
+from tacit.privacy.spec import ClientLocal, GivenNoise, NonPrivate
 from tests.privacy.dpsgd_models import KEY, QUIET, clipped_sum
 
 if TYPE_CHECKING:
@@ -208,10 +209,16 @@ def test_more_steps_than_the_plan_are_refused() -> None:
 
 def test_a_plan_without_noise_is_refused() -> None:
     """Neither mode none nor a noise that only the node adds passes through the private engine."""
-    for mode in (PrivacyMode.NONE, PrivacyMode.CLIENT_LOCAL):
-        plan = dataclasses.replace(QUIET, mode=mode)
+    by_node = ClientLocal(
+        clip=1.0,
+        calibration=GivenNoise(noise_multiplier=1.0),
+        delta=1e-5,
+        releases=1,
+        most_owner_records=10,
+    )
+    for statement in (NonPrivate(releases=1, local_steps=1), by_node):
         with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
-            engine(small_model(), plan)
+            engine(small_model(), plan_of(statement))
 
 
 def test_batch_norm_is_refused_and_has_a_replacement() -> None:

@@ -14,6 +14,7 @@ CLEAN = """
 import torch
 from flwr.clientapp import ClientApp
 from opacus import PrivacyEngine
+from opacus.data_loader import DPDataLoader
 from torch import nn
 
 PUBLIC_RECORDS = 60000
@@ -22,9 +23,13 @@ engine = PrivacyEngine(accountant="prv", secure_mode=True)
 torch.manual_seed(1)
 model = nn.Sequential(nn.Linear(4, 8), nn.GroupNorm(2, 8), nn.Linear(8, 2))
 
-def prepare(model, optimizer, loader):
-    return engine.make_private(module=model, optimizer=optimizer, data_loader=loader,
-                               noise_multiplier=1.0, max_grad_norm=1.0, poisson_sampling=True)
+def prepare(model, optimizer, dataset):
+    loader = DPDataLoader(dataset, sample_rate=256 / PUBLIC_RECORDS)
+    model, optimizer, loader = engine.make_private(
+        module=model, optimizer=optimizer, data_loader=loader,
+        noise_multiplier=1.0, max_grad_norm=1.0, poisson_sampling=True)
+    optimizer.expected_batch_size = 256
+    return model, optimizer, loader
 
 @app.train()
 def train(message, context):
@@ -55,6 +60,8 @@ def test_a_clean_file_has_no_finding() -> None:
         ("normaliser", "sample_rate = 1 / len(loader)"),
         ("normaliser", "update = summed_grad / len(dataset)"),
         ("normaliser", "make(sample_rate=64 / len(dataset))"),
+        ("weights", "def fit(weights):\n    return weights, len(data)"),
+        ("metrics", "def evaluate(self):\n    return float(loss), 1, {}"),
         ("weights", 'metrics = {"num-examples": len(dataset)}'),
         ("weights", "reply = FitRes(num_examples=len(dataset))"),
         ("metrics", 'MetricRecord({"train_loss": loss})'),
@@ -109,6 +116,70 @@ def test_training_in_one_place_has_no_rounds() -> None:
     """Without Flower, an engine made in `train` serves the whole training."""
     alone = CLEAN.replace("from flwr.clientapp import ClientApp\n", "")
     assert linted("def train():\n    PrivacyEngine(secure_mode=True)", base=alone).findings == ()
+
+
+PLAIN = """
+from opacus import PrivacyEngine
+
+def make(model, optimizer, loader):
+    engine = PrivacyEngine(secure_mode=True)
+    return engine.make_private(module=model, optimizer=optimizer, data_loader=loader,
+                               noise_multiplier=1.0, max_grad_norm=1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "rules"),
+    [
+        ("", ["normaliser"]),
+        ("optimizer.expected_batch_size = 256", ["normaliser"]),  # the rate is still 1 / length
+        ("loader = DPDataLoader(data, sample_rate=0.01)", ["normaliser"]),
+        ("loader = DPDataLoader(data, sample_rate=0.01)\noptimizer.expected_batch_size = 256", []),
+        (
+            "loader = DPDataLoader(data, sample_rate=1 / len(x))\nopt.expected_batch_size = 256",
+            ["normaliser", "normaliser"],
+        ),
+    ],
+)
+def test_a_plain_make_private_follows_the_length_of_the_data(extra: str, rules: list[str]) -> None:
+    """Opacus issue 819: rate and divisor move with one record more, unless both are set."""
+    assert [finding.rule for finding in linted(extra, base=PLAIN).findings] == rules
+
+
+FIT = """
+def fit({arguments}):
+    engine = PrivacyEngine(secure_mode=True)
+    loss = learn(engine)
+    return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "returned", "rules"),
+    [
+        (
+            "model, loader",
+            'weights(model), len(loader.dataset), {"loss": loss}',
+            {"engine-per-round", "weights", "metrics"},
+        ),
+        ("model, loader", "model, len(loader)", {"engine-per-round", "weights"}),
+        ("parameters, config", "weights, 1, {}", {"engine-per-round"}),
+        ("parameters", "weights, loss", {"engine-per-round", "metrics"}),
+        ("model, loader", "model", set()),  # training in one place
+    ],
+)
+def test_a_round_is_known_by_its_shape(arguments: str, returned: str, rules: set[str]) -> None:
+    """A `fit` in a file without Flower is a round if it takes or gives what one does."""
+    base = "from opacus import PrivacyEngine\n"
+    text = FIT.format(arguments=arguments, returned=returned)
+    assert {finding.rule for finding in linted(text, base=base).findings} == rules
+
+
+def test_what_a_loop_over_rounds_calls_is_in_the_round() -> None:
+    """An engine in a helper is made anew by each call."""
+    loop = "for round_number in range(9):\n    make(model, optimizer, loader)"
+    rules = {finding.rule for finding in linted(loop, base=PLAIN).findings}
+    assert rules == {"normaliser", "engine-per-round"}
 
 
 def test_findings_come_worst_first() -> None:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tacit.core.errors import RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of, noise_for
-from tacit.privacy.plan import SENSITIVITY_MARGIN, privacy_plan
+from tacit.privacy.plan import SENSITIVITY_MARGIN, PrivacyPlan, privacy_plan
 from tacit.privacy.spec import BUILT_MODES
 
 MakeRun = Callable[..., RunSpec]
@@ -147,3 +149,65 @@ def test_next_to_no_noise_is_refused(make_run: MakeRun) -> None:
     run = make_run(privacy={**PRIVACY, "noise_multiplier": 1e-3})
     with pytest.raises(RefusedError, match="E-NOISE-TOO-SMALL"):
         privacy_plan(run, records=100)
+
+
+def one(mode: PrivacyMode = PrivacyMode.RECORD_LOCAL) -> PrivacyPlan:
+    by_node = mode is PrivacyMode.CLIENT_LOCAL
+    return PrivacyPlan(
+        mode=mode,
+        releases=3,
+        local_steps=1,
+        sample_rate=1.0,
+        noise_multiplier=2.0,
+        clip=0.5,
+        normaliser=8.0,
+        epsilon=1.0,
+        delta=1e-5,
+        unit=PrivacyUnit.CLIENT if by_node else PrivacyUnit.RECORD,
+        relation=Relation.REPLACE_ONE if by_node else Relation.ADD_REMOVE,
+    )
+
+
+NO_COUNT = st.integers(max_value=0) | st.just(1.5)
+NO_POSITIVE = st.floats(max_value=0.0) | st.sampled_from([math.inf, math.nan])
+NO_RATE = st.floats(max_value=0.0) | st.floats(1.0, exclude_min=True) | st.just(math.nan)
+UNBUILT = [mode for mode in PrivacyMode if mode not in BUILT_MODES]
+IMPOSSIBLE: dict[str, st.SearchStrategy[Any]] = {
+    "mode": st.sampled_from([PrivacyMode.NONE, PrivacyMode.CLIENT_LOCAL, *UNBUILT]),
+    "releases": NO_COUNT,
+    "local_steps": NO_COUNT,
+    "sample_rate": NO_RATE,
+    "noise_multiplier": NO_POSITIVE,
+    "clip": NO_POSITIVE,
+    "normaliser": NO_POSITIVE,
+    "epsilon": st.floats(max_value=0.0, exclude_max=True) | st.just(math.nan),
+    "delta": st.floats(max_value=0.0) | st.floats(min_value=1.0) | st.just(math.nan),
+    "unit": st.just(PrivacyUnit.CLIENT),
+    "relation": st.none(),
+    "most_records": NO_COUNT | st.just(2),  # of the unit record
+}
+
+
+def test_the_table_of_impossible_plans_is_complete() -> None:
+    """No field of a plan goes unchecked."""
+    assert {field.name for field in dataclasses.fields(PrivacyPlan)} == IMPOSSIBLE.keys()
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+@given(data=st.data())
+def test_a_plan_that_no_mechanism_could_keep_cannot_be_written(
+    name: str, data: st.DataObject
+) -> None:
+    """One value outside its domain, all else in order: there is no such plan."""
+    with pytest.raises(ValueError, match="expected"):
+        dataclasses.replace(one(), **{name: data.draw(IMPOSSIBLE[name])})
+
+
+def test_fields_of_a_plan_belong_together() -> None:
+    """No sampled units under replace-one, and no update in several steps or per record."""
+    sampled = {"sample_rate": 0.5, "relation": Relation.REPLACE_ONE}
+    with pytest.raises(ValueError, match="where units are sampled"):
+        dataclasses.replace(one(), **sampled)
+    for changes in ({"local_steps": 2}, {"sample_rate": 0.5}, {"unit": PrivacyUnit.RECORD}):
+        with pytest.raises(ValueError, match="expected"):
+            dataclasses.replace(one(PrivacyMode.CLIENT_LOCAL), **changes)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.specification import PrivacyMode, Relation, RunSpec
 from tacit.privacy.spec import (
     BUILT_MODES,
+    Calibration,
     ClientLocal,
     FullBatch,
     GivenNoise,
@@ -19,8 +24,11 @@ from tacit.privacy.spec import (
     Poisson,
     Record,
     RecordLocal,
+    SamplingScheme,
+    Statement,
     Subject,
     TargetEpsilon,
+    Unit,
     parse_statement,
 )
 
@@ -88,14 +96,98 @@ def test_values_that_no_file_was_checked_for_are_refused(make_run: MakeRun) -> N
     )
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
-def test_numbers_outside_their_domain_cannot_be_stated(value: float) -> None:
-    """No target, multiplier, rate or count exists that a mechanism could not use."""
-    for make in (
-        lambda: TargetEpsilon(epsilon=value),
-        lambda: GivenNoise(noise_multiplier=value),
-        lambda: Poisson(rate=value),
-        lambda: Subject(most_records=min(int(value), 1) if math.isfinite(value) else 1),
-    ):
-        with pytest.raises(ValueError, match="expected"):
-            make()
+POSITIVE = st.floats(1e-6, 1e6)
+COUNT = st.integers(1, 10**6)
+NO_POSITIVE = st.floats(max_value=0.0) | st.sampled_from([math.inf, math.nan])
+NO_COUNT = st.integers(max_value=0) | st.just(1.5) | st.just(True)  # noqa: FBT003
+NO_RATE = st.floats(max_value=0.0) | st.floats(1.0, exclude_min=True) | st.just(math.nan)
+NO_DELTA = st.floats(max_value=0.0) | st.floats(min_value=1.0) | st.just(math.nan)
+DELTA = st.floats(1e-12, 9e-7)
+CALIBRATION = st.builds(TargetEpsilon, epsilon=POSITIVE) | st.builds(
+    GivenNoise, noise_multiplier=POSITIVE
+)
+UNIT = st.just(Record()) | st.builds(Subject, most_records=st.integers(2, 1000))
+SAMPLING = st.builds(FullBatch, relation=st.sampled_from(Relation)) | st.builds(
+    Poisson, rate=st.floats(1e-6, 1.0)
+)
+OF_ANOTHER_TYPE = st.none() | st.just("record") | st.floats()
+
+# By variant and field: what a mechanism can use, and what it cannot.
+FIELDS: dict[type[Any], dict[str, tuple[st.SearchStrategy[Any], st.SearchStrategy[Any]]]] = {
+    Subject: {"most_records": (st.integers(2, 10**6), NO_COUNT | st.just(1))},
+    TargetEpsilon: {"epsilon": (POSITIVE, NO_POSITIVE)},
+    GivenNoise: {"noise_multiplier": (POSITIVE, NO_POSITIVE)},
+    FullBatch: {"relation": (st.sampled_from(Relation), OF_ANOTHER_TYPE)},
+    Poisson: {"rate": (st.floats(1e-6, 1.0), NO_RATE)},
+    NonPrivate: {"releases": (COUNT, NO_COUNT), "local_steps": (COUNT, NO_COUNT)},
+    RecordLocal: {
+        "unit": (UNIT, OF_ANOTHER_TYPE),
+        "clip": (POSITIVE, NO_POSITIVE),
+        "calibration": (CALIBRATION, OF_ANOTHER_TYPE),
+        "delta": (DELTA, NO_DELTA),
+        "sampling": (SAMPLING, OF_ANOTHER_TYPE),
+        "releases": (COUNT, NO_COUNT),
+        "local_steps": (COUNT, NO_COUNT),
+        "most_owner_records": (COUNT, NO_COUNT),
+        "normaliser": (POSITIVE, NO_POSITIVE),
+    },
+    ClientLocal: {
+        "clip": (POSITIVE, NO_POSITIVE),
+        "calibration": (CALIBRATION, OF_ANOTHER_TYPE),
+        "delta": (DELTA, NO_DELTA),
+        "releases": (COUNT, NO_COUNT),
+        "most_owner_records": (COUNT, NO_COUNT),
+    },
+}
+
+
+def test_the_table_of_fields_is_complete() -> None:
+    """Every variant of a statement, and every field of each, has its good and bad values."""
+    variants = {
+        *typing.get_args(Statement),
+        *typing.get_args(Unit),
+        *typing.get_args(Calibration),
+        *typing.get_args(SamplingScheme),
+    }
+    assert variants - {Record} == FIELDS.keys()
+    for variant, table in FIELDS.items():
+        assert {field.name for field in dataclasses.fields(variant)} == table.keys()
+
+
+@pytest.mark.parametrize("variant", FIELDS, ids=lambda variant: variant.__name__)
+@given(data=st.data())
+def test_values_in_their_domain_can_be_stated(variant: type[Any], data: st.DataObject) -> None:
+    """What a mechanism can use is accepted as it is."""
+    values = {name: data.draw(good, name) for name, (good, _) in FIELDS[variant].items()}
+    made = variant(**values)
+    assert values == {name: getattr(made, name) for name in values}
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [(variant, name) for variant, table in FIELDS.items() for name in table],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+@given(data=st.data())
+def test_impossible_states_cannot_be_written(
+    variant: type[Any], name: str, data: st.DataObject
+) -> None:
+    """One value outside its domain, all else in order: there is no such statement."""
+    values = {key: data.draw(good, key) for key, (good, _) in FIELDS[variant].items()}
+    values[name] = data.draw(FIELDS[variant][name][1], f"bad {name}")
+    with pytest.raises(ValueError, match="expected"):
+        variant(**values)
+
+
+@given(records=COUNT, above=st.floats(1.0, 1e3))
+def test_a_delta_that_publishes_a_record_cannot_be_stated(records: int, above: float) -> None:
+    """Delta stays below 1 / records in the type, not only where a file is parsed."""
+    values: dict[str, Any] = {
+        "clip": 1.0,
+        "calibration": GivenNoise(noise_multiplier=1.0),
+        "delta": above / records,
+        "releases": 1,
+        "most_owner_records": records,
+    }
+    with pytest.raises(ValueError, match="expected"):
+        ClientLocal(**values)

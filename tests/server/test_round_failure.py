@@ -26,6 +26,7 @@ def test_codes_are_told_with_the_owners_that_they_came_from() -> None:
         (GONE, ["`tacit server members`", "va"]),
         (REVOKED, ["`tacit server members`", "va"]),
         (DENIED, ["va", "denied"]),
+        ("E-APPROVAL-APP", ["va", "not those that were approved", "submit the run anew"]),
     ],
 )
 def test_a_failed_round_says_whom_to_ask_and_where_to_look(code: str, words: list[str]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TRAINED, AUDITED = "r-00000001", "r-00000002"
 OWNERS = 4
 RECORDS = 640
-FEATURES = 12
+FEATURES = 80  # as many as one owner has members: what fits them is memory
 
 _RUN = """
 name = "world"
