@@ -103,6 +103,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-TOKEN-USED": ("the token has been used", _ASK_OPERATOR),
     "E-TOKEN-WITHDRAWN": ("a newer token replaced this one", "Use the newer token."),
     "E-TOKEN-WRONG": ("the server does not know this token", "Copy the whole token again."),
+    "E-TWIN-RUN": (
+        "the run with canaries is not, value by value, the run that it names",
+        "`tacit audit canaries RUN` makes the twin of a run.",
+    ),
 }
 
 _PROFILE_HINT = "Check the address and the token or profile; then ask the operator."

@@ -18,6 +18,7 @@ from tacit.core.configuration import load_config
 from tacit.core.specification import (
     AppSpec,
     AuditSpec,
+    CanarySpec,
     ColumnKind,
     ColumnSpec,
     DataSpec,
@@ -82,6 +83,9 @@ AUDIT = audit_of(
     round_deadline_s=60.0,
 )
 
+TWIN = dataclasses.replace(BUILT_IN, canaries=CanarySpec(directions=40, mislabelled=20))
+SPECS = {"built-in": BUILT_IN, "app": FOREIGN, "audit": AUDIT, "twin": TWIN}
+
 
 def leaves(value: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any, Any]]:
     """Yield path, declared type and value of every field of a dataclass, and of those within."""
@@ -133,9 +137,7 @@ def fresh(hint: Any) -> Any:
         int: 3,
         str: "x",
         bool: True,
-        **{
-            type(part): part for part in (*parts_of(BUILT_IN), *parts_of(FOREIGN), *parts_of(AUDIT))
-        },
+        **{type(part): part for spec in SPECS.values() for part in parts_of(spec)},
     }
     return donors[hint]
 
@@ -162,7 +164,7 @@ def replaced(value: Any, path: Path_, new: Any) -> Any:
 
 CASES = [
     (f"{name}-{'.'.join(path)}", spec, path, changed(value, hint))
-    for name, spec in (("built-in", BUILT_IN), ("app", FOREIGN), ("audit", AUDIT))
+    for name, spec in SPECS.items()
     for path, hint, value in leaves(spec)
 ]
 
@@ -197,7 +199,7 @@ def asking_node(folder: Path, spec: RunSpec, **policy: Any) -> Node:
             "modes": tuple(PrivacyMode),
             "apps": apps,
             "max_epsilon_per_run": 9.0,
-            "audit": AuditPolicy(allow=True),
+            "audit": AuditPolicy(allow=True, allow_canaries=True),
         }
         | policy,
     )
@@ -248,15 +250,15 @@ def test_any_changed_value_needs_a_new_approval(
 
 def test_the_unchanged_run_goes_on(approved: Callable[[RunSpec], Node]) -> None:
     """The positive control: under the approved hash the same node answers."""
-    assert [answered(approved(spec), spec) for spec in (BUILT_IN, FOREIGN)] == ["", ""]
+    assert [answered(approved(spec), spec) for spec in (BUILT_IN, FOREIGN, TWIN)] == [""] * 3
 
 
 def test_every_field_of_a_specification_was_changed() -> None:
     """A field that somebody adds tomorrow is among the cases, or this fails."""
-    parts = [part for spec in (BUILT_IN, FOREIGN, AUDIT) for part in parts_of(spec)]
+    parts = [part for spec in SPECS.values() for part in parts_of(spec)]
     assert {type(part) for part in parts} == set(reachable_classes(RunSpec))
     tested = {path for _, _, path, _ in CASES}
-    for spec in (BUILT_IN, FOREIGN, AUDIT):
+    for spec in SPECS.values():
         for name, hint in get_type_hints(type(spec)).items():
             inner = getattr(spec, name)
             fields = dataclasses.fields(inner) if dataclasses.is_dataclass(inner) else ()
