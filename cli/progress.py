@@ -122,6 +122,8 @@ _LINES = {
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
+    EventKind.CANARIES_COMMITTED: "{member}: committed to canaries, {commitment}",
+    EventKind.CANARIES_OPENED: "{line}",
     EventKind.NODE_LEFT: "{member}: its connection is lost {code}",
     EventKind.NODE_JOINED: "{member}: connected again",
     EventKind.NODE_REFUSED: "{member}: its node is refused with {code}",

@@ -151,7 +151,7 @@ def _tried(
             split_key=split_key,
         )
     training = specification.training
-    if training is None or training.validation_fraction == 0:
+    if training is None or training.validation_fraction == 0 or specification.discards_model:
         return done, None
     from tacit.simulation.comparison import compare  # noqa: PLC0415
 
@@ -205,6 +205,8 @@ def _report(
 
 
 def _why_no_table(specification: RunSpec) -> str:
+    if specification.discards_model:
+        return "the run is a twin, whose model is discarded: canaries.json has what canaries said"
     if specification.training is None:
         own = "trains with an app of its own" if specification.app else "declares no [training]"
         return f"the run {own}: there is no built-in training to compare it with"

@@ -66,12 +66,10 @@ class RunManifest:
         """Start a manifest, or take up the one of an interrupted run after its last checkpoint."""
         rounds: list[dict[str, Any]] = []
         claims: dict[str, Any] = {}
-        commitments: dict[str, str] = {}
         if finished_rounds and folder.manifest.exists():
             before = json.loads(folder.manifest.read_bytes())
             rounds = [entry for entry in before["rounds"] if entry["round"] <= finished_rounds]
             claims = before.get("claims", {})
-            commitments = before.get("commitments", {})
         canonical = canonical_json(run)
         content = {
             "format": FORMAT,
@@ -87,8 +85,9 @@ class RunManifest:
             "rounds": rounds,
             "claims": claims,
         }
-        if run.canaries is not None:
-            content["commitments"] = commitments
+        if run.canaries is not None:  # also of a round that did not end: the first word stands
+            told = folder.manifest.read_bytes() if folder.manifest.exists() else b"{}"
+            content["commitments"] = json.loads(told).get("commitments", {})
         manifest = cls(folder, content)
         manifest.write()
         return manifest

@@ -13,7 +13,7 @@ from tacit.core.artifacts import save_arrays
 from tacit.core.configuration import from_plain
 from tacit.core.specification import RunSpec
 from tacit.learning.models import initial_arrays
-from tests.end_to_end.federation import Federation, federation
+from tests.end_to_end.federation import Federation, eventually, federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +149,21 @@ def test_the_verb_waits_shows_and_writes(played: tuple[Federation, str]) -> None
     assert [len(owner["kinds"]) for owner in report["owners"]] == [1, 1]
     shown = auditor(made, "audit", "show", "twin")
     assert (shown.code, "one-run*" in shown.out) == (0, True), shown.err
+
+
+def test_a_stopped_twin_keeps_no_weights(played: tuple[Federation, str]) -> None:
+    """However a twin ends, what its rounds had left is removed; its auditor may stop it."""
+    made, run_id = played
+    asked = auditor(made, "audit", "canaries", run_id, "--directions", "20", "--detach", "--json")
+    assert asked.code == 0, asked.err
+    twin_id = asked.json["run_id"]
+    made.wait_for_event(twin_id, "round_finished", round=2)
+    stopped = auditor(made, "run", "stop", twin_id)
+    assert stopped.code == 0, stopped.err
+    made.wait_for_event(twin_id, "run_stopped")
+    rounds = made.home / "runs" / twin_id / "rounds"
+    eventually("no weights to be left", lambda: not list(rounds.iterdir()))
+    assert not (made.home / "runs" / twin_id / "model.safetensors").exists()
 
 
 def test_an_auditor_submits_no_other_run_under_the_name_of_a_twin(
