@@ -99,7 +99,8 @@ def verified_opening(answer: Answered, canaries: CanarySpec) -> Opening:
             f"expected from {answer.member} the canaries' bits that were committed to before "
             "training, got others",
             hint=f"The audit is void: {answer.member} may have chosen the bits after seeing the "
-            "model. Ask the owner, and submit another twin.",
+            "model, or had their node restored from a backup, which holds none. Ask the owner, and "
+            "submit another twin.",
         ) from error
     return opening
 

@@ -18,11 +18,10 @@ def show_canaries(report: Json) -> None:
     """Print the canary part of a report."""
     console = _console()
     console.print(visible(report["line"]), style="bold")
-    where = (
-        f"in {report['canary_run']}, a twin of {report['run']} whose model was discarded"
-        if report["twin"]
-        else f"in {report['run']} itself, whose model is released"
-    )
+    where = f"in {report['canary_run']}"
+    if report["run"] != report["canary_run"]:
+        where += f", a twin of {report['run']}"
+    where += ", whose model was discarded" if report["twin"] else ", whose model is released"
     console.print(
         f"Canaries {where}; each owner had committed to who is in before round 1. A claim above a "
         "ceiling was not tested; only proofs (*) can fail one."

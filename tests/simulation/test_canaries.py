@@ -16,9 +16,11 @@ from tacit.core.errors import RefusedError, TrustError
 from tacit.core.events import EventKind
 from tacit.core.specification import CanarySpec, RunSpec
 from tacit.learning.prepared import load_prepared, save_prepared
+from tacit.privacy.dpsgd import engine
 from tacit.server.checkpoint import load_checkpoint
 from tacit.simulation.federation import simulate
 from tacit.simulation.owners import Owner
+from tests.attacks.drill import noise_times
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,20 +153,24 @@ def test_without_canaries_nothing_is_said_of_them(tmp_path: Path) -> None:
     assert done.folder.model.exists()
 
 
-def test_a_weak_noise_is_seen_through_the_whole_way(tmp_path: Path) -> None:
-    """Positive control: of a run without noise to speak of the estimate is far above that of a
-    clean one, by the same canaries.
-    """
-    loud = run_with(CANARIES)
-    quiet = replace(loud, privacy=replace(loud.privacy, epsilon=400.0))
-    found = {}
-    for name, run in (("loud", loud), ("quiet", quiet)):
-        done = simulate(run, owners_of(tmp_path), tmp_path / name)
-        report = json.loads(done.folder.canaries.read_bytes())
-        found[name] = [
-            bound["epsilon"]
-            for owner in report["owners"]
-            for bound in owner["kinds"][0]["bounds"]
-            if bound["method"] == "gaussian-dp"
-        ]
-    assert min(found["quiet"]) > 2 * max(found["loud"])
+@pytest.mark.parametrize(
+    ("share", "verdicts"),
+    [(0.1, {"fail"}), (1.0, {"inconclusive", "no violation found at this power"})],
+    ids=["a tenth of the noise", "all of it"],
+)
+def test_an_engine_that_adds_too_little_noise_fails_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, verdicts: set[str]
+) -> None:
+    """Both owners' ledgers still claim 2: the canaries say that it is not true, and only then."""
+    monkeypatch.setattr(engine, "GaussianMechanism", noise_times(share))
+    spec = run_with(CanarySpec(directions=300, direction_guesses=150))
+    done = simulate(
+        replace(spec, privacy=replace(spec.privacy, epsilon=2.0)),
+        owners_of(tmp_path),
+        tmp_path / "run",
+    )
+    report = json.loads(done.folder.canaries.read_bytes())
+    assert {owner["verdict"] for owner in report["owners"]} <= verdicts
+    assert report["verdict"] in verdicts
+    claims = [owner["claim"]["epsilon"] for owner in report["owners"]]
+    assert claims == pytest.approx([2.0, 2.0], rel=1e-3)
