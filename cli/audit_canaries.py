@@ -139,7 +139,7 @@ def _submitted(client: ControlClient, terms: TwinTerms) -> str:
 def _claims(shown: ShowRunReply) -> tuple[int, Claim | None]:
     """Return how many owners have claimed, and the largest of their claims on what was trained on.
 
-    A run that has not begun has none: then a tenth of the canaries is guessed.
+    A run that has not begun has none: then half of the canaries is guessed.
     """
     from tacit.attacks.claim import Claim  # noqa: PLC0415 - see _submitted
 

@@ -15,7 +15,7 @@ MAX_CANARIES = 100_000  # of both kinds, at one owner: their bits travel in one 
 LEAST_CANARIES = 20  # of one kind: of fewer, all may fall on one side
 
 _RUN = re.compile(r"r-[0-9a-f]{8}")
-_GUESSED = 10  # a tenth of the canaries is called in or out
+_GUESSED = 2  # half of the canaries: fewer guesses are surer, and show less at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class CanarySpec:
         twin: the run is a twin: it ends with its canaries' report, and its model is discarded.
             Otherwise the canaries are in the model that is released, at most 1 % of its records.
         run: the finished run whose twin it is; empty for one that is planned.
-        direction_guesses, mislabelled_guesses: how many of each kind are called in or out; 0 is a
-            tenth.
+        direction_guesses, mislabelled_guesses: how many of each kind are called in or out; 0 is
+            half.
         seed: of directions and rows; public, and never of noise or of the bits.
     """
 
@@ -57,7 +57,7 @@ class CanarySpec:
             if canaries != 0 and canaries < LEAST_CANARIES:
                 yield key, f"expected 0 (none) or at least {LEAST_CANARIES}, got {canaries}"
             elif not 0 <= guesses <= canaries:
-                yield guessed, f"expected 0 (a tenth) to {canaries}, got {guesses}"
+                yield guessed, f"expected 0 (half) to {canaries}, got {guesses}"
         if not 0 < self.directions + self.mislabelled <= MAX_CANARIES:
             yield "directions", f"expected 1 to {MAX_CANARIES} canaries of both kinds together"
         if self.run and not _RUN.fullmatch(self.run):

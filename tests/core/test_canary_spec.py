@@ -32,7 +32,7 @@ def refusal(canaries: dict[str, Any], **changes: Any) -> str:
 
 
 def test_a_table_of_run_toml_names_the_guesses() -> None:
-    """A tenth of each kind is guessed, a twin is the default; what is approved says both."""
+    """Half of each kind is guessed, a twin is the default; what is approved says both."""
     text = """
 name = "small"
 [data]
@@ -53,9 +53,9 @@ rounds = 2
 directions = 600
 """
     run = parse_toml(text, RunSpec, source="run.toml").value
-    assert run.canaries == CanarySpec(directions=600, direction_guesses=60, twin=True)
+    assert run.canaries == CanarySpec(directions=600, direction_guesses=300, twin=True)
     assert run.discards_model
-    assert b'"direction_guesses":60' in canonical_json(run)
+    assert b'"direction_guesses":300' in canonical_json(run)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ directions = 600
         ({"directions": 100_001}, "expected 1 to 100000 canaries"),
         ({"directions": 19}, "at least 20, got 19"),
         ({"directions": -1}, "at least 20, got -1"),
-        ({"mislabelled": 30, "mislabelled_guesses": 31}, "a tenth) to 30, got 31"),
+        ({"mislabelled": 30, "mislabelled_guesses": 31}, "(half) to 30, got 31"),
         ({"directions": 30, "run": "x"}, "the id of a run"),
         ({"directions": 30, "run": "r-0000000a", "twin": False}, "twin = true only"),
         ({"directions": 30, "seed": -1}, "expected 0 or more"),
