@@ -23,6 +23,7 @@ from tests.end_to_end.federation import TACIT, Federation, federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.end_to_end.federation import Done
 
@@ -90,6 +91,17 @@ def asking(made: Federation, *arguments: str) -> Iterator[tuple[subprocess.Popen
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def shortened(path: Path) -> Iterator[None]:
+    """Leave the last record out of a file for a while."""
+    whole = path.read_bytes()
+    path.write_bytes(b"\n".join(whole.splitlines()[:-1]) + b"\n")
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
 
 
 def approve(made: Federation, run_id: str) -> None:
@@ -172,11 +184,9 @@ def test_an_audit_beyond_the_budget_is_denied(played: tuple[Federation, str]) ->
 def test_records_that_changed_are_not_audited(played: tuple[Federation, str]) -> None:
     """Who was trained on can be told only of the data set as it was; the others are merged."""
     made, run_id = played
-    path = made.root / "cleveland.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-1]) + "\n")
     options = ("--epsilon", "0.5", "--probe", "loss", "--out", "merged", "--json")
-    with asking(made, run_id, *options) as (process, audit_id):
+    with shortened(made.root / "cleveland.csv"), asking(made, run_id, *options) as asked:
+        process, audit_id = asked
         approve(made, audit_id)
         out, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
