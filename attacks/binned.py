@@ -174,6 +174,31 @@ class BinnedRoc:
             non_members=self.non_members,
         )
 
+    def tpr_interval_at(self, fpr: float, *, confidence: float = CONFIDENCE) -> Interval:
+        """Return where the TPR at this very FPR lies, for whichever threshold that takes.
+
+        The interval of a :class:`BinnedPoint` holds for its threshold, whose own FPR is known only
+        within an interval. Curves rise: what is found at an edge whose FPR is surely at most
+        ``fpr`` is found there too, and no more is found than at an edge whose FPR is surely at
+        least that. Both edges' rates are taken at half the chance of being wrong.
+        """
+        if not 0 <= fpr < 1:
+            raise ValueError(f"expected an FPR from 0 to below 1, got {fpr}")
+        found, false = self._counts
+        each = 1.0 - (1.0 - confidence) / 2.0
+        low, high = 0.0, 1.0
+        for bins in range(1, len(false)):
+            called = (np.arange(len(false)) < bins).astype(np.float64)
+            above = self._rate_interval(self.non_members, float(called @ false), called, each)
+            if above.high > fpr and above.low < fpr:
+                continue
+            rate = self._rate_interval(self.members, float(called @ found), called, each)
+            if above.high <= fpr:
+                low = max(low, rate.low)
+            else:
+                high = min(high, rate.high)
+        return Interval(low=low, high=max(low, high), confidence=confidence)
+
     def least_tpr_above(self, fpr: float, *, confidence: float = CONFIDENCE) -> float | None:
         """Return the smallest TPR there whose interval would lie above that of the FPR; None: none.
 

@@ -279,7 +279,7 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         threshold=Threshold.OPTIMISTIC,
         asked_fpr=fpr,
         fpr=_estimate(fpr, point.fpr_interval),
-        tpr=_estimate(point.tpr, point.tpr_interval),
+        tpr=_at_fpr(point.tpr, roc.tpr_interval_at(fpr)),
         precisions=tuple(precisions),
         is_resolvable=resolvable,
         supports_gate=point.supports_gate,
@@ -349,6 +349,12 @@ def _audited(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram]) -> A
         member_accuracy=None,
         non_member_accuracy=None,
     )
+
+
+def _at_fpr(value: float, interval: Interval) -> Estimate:
+    """Return an estimate within its interval: noise can carry it out of what is plausible."""
+    inside = min(max(value, interval.low), interval.high)
+    return _estimate(inside, interval)
 
 
 def _estimate(value: float, interval: Interval) -> Estimate:

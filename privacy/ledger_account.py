@@ -342,7 +342,11 @@ class Book:
         terms = self.terms(charge.data_set)
         if cost.held <= terms.budget * (1.0 + _ROUNDING):
             return
-        used = self.account(terms.data_set).held
+        others = self._pages[charge.data_set].charges
+        before = [held for key, held in others.items() if key != charge.key]
+        used = max(
+            (_epsilons(group, terms)[1] for group in _sides(before, terms).values()), default=0.0
+        )
         raise BudgetError(
             "E-LEDGER-BUDGET",
             f"{terms.data_set}: expected at most epsilon {terms.budget:g} over all runs, got "

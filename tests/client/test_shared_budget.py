@@ -61,6 +61,12 @@ def test_a_part_that_is_charged_counts_once(tmp_path: Path) -> None:
     assert SECOND in offered(node, THIRD).reason
 
 
+def test_a_refusal_tells_what_was_used_before_the_run(tmp_path: Path) -> None:
+    """What the run itself asks for is not among what is used."""
+    node, _ = make_node(tmp_path, config_of(tmp_path, budget=0.4))
+    assert "got 1 with this release (by itself 1); used 0, left 0.4" in offered(node, RUN).reason
+
+
 def test_a_run_that_is_over_gives_back_what_it_did_not_use(tmp_path: Path) -> None:
     """After its end only its charges count, and a run offered again is judged anew."""
     node, _ = make_node(tmp_path, config_of(tmp_path, budget=1.2))
