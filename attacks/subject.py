@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LEAST_RECORDS = 20  # on either side: below, even a perfect attack shows next to nothing
 
+_LEAST_DISTINCT = 0.9  # of a side's answers: below, they repeat by chance
+_MOST_SHARED = 0.05  # of answers that stand on both sides, where they do not
+
 Int64Array = npt.NDArray[np.int64]
 TextArray = npt.NDArray[np.object_]
 
@@ -237,6 +240,7 @@ def _asked(target: Target, records: Records | Examples, name: str) -> Group:
 def _verify_disjoint(subject: Subject) -> None:
     members, non_members = subject.members.examples, subject.non_members.examples
     if members is None or non_members is None:
+        _verify_answers_differ(subject.members.outputs, subject.non_members.outputs)
         return
     shapes = {members.features.shape[1:], non_members.features.shape[1:]}
     if len(shapes) > 1:
@@ -246,6 +250,28 @@ def _verify_disjoint(subject: Subject) -> None:
     if subject.population is not None and subject.population.examples is not None:
         audited = np.concatenate([trained, others])
         _refuse_shared(audited, record_keys(subject.population.examples), "population", "audited")
+
+
+def _verify_answers_differ(members: Outputs, non_members: Outputs) -> None:
+    """Refuse saved answers of which many stand on both sides, where answers hardly ever repeat.
+
+    Answers that were rounded, or are saturated, repeat by chance: nothing is said of those.
+    """
+    first, second = (
+        np.unique(np.column_stack([side.logits, side.labels]), axis=0)
+        for side in (members, non_members)
+    )
+    if min(len(first) / len(members), len(second) / len(non_members)) < _LEAST_DISTINCT:
+        return
+    both = np.unique(np.concatenate([first, second]), axis=0)
+    shared = len(first) + len(second) - len(both)
+    if shared > _MOST_SHARED * min(len(first), len(second)):
+        raise DataError(
+            "E-AUDIT-OVERLAP",
+            f"expected no record on two sides, got {shared} of {len(non_members)} non-members "
+            "whose answer and label are, to the last bit, those of members",
+            hint="leave them out: whether such a record is a member has no answer",
+        )
 
 
 def _refuse_shared(

@@ -101,11 +101,12 @@ def test_predictions_are_read_by_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(3), size=40)
     labels = rng.integers(3, size=40)
-    arrays = {"member_probabilities": probabilities, "nonmember_logits": np.log(probabilities)}
+    logits = np.log(probabilities) + 1.0  # what is added to all changes nothing
+    arrays = {"member_probabilities": probabilities, "nonmember_logits": logits}
     arrays |= {"member_labels": labels, "nonmember_labels": labels}
     np.savez(tmp_path / "p.npz", **arrays)
     subject = load_predictions(tmp_path / "p.npz")
-    assert np.allclose(subject.members.outputs.logits, subject.non_members.outputs.logits)
+    assert np.allclose(subject.members.outputs.logits + 1.0, subject.non_members.outputs.logits)
     assert (subject.population, subject.target) == (None, None)
     del arrays["nonmember_labels"]
     np.savez(tmp_path / "q.npz", **arrays)

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tacit.attacks.subject import Records, record_keys, subject_of_model, without_overlap
-from tacit.attacks.target import PredictTarget
+from tacit.attacks.subject import (
+    Records,
+    record_keys,
+    subject_of_model,
+    subject_of_outputs,
+    without_overlap,
+)
+from tacit.attacks.target import Outputs, PredictTarget
 from tacit.core.errors import DataError
 from tacit.learning.prepared import Examples
 from tests.attacks.desk import MEMBERS, NON_MEMBERS, POPULATION, untrained
@@ -163,3 +169,18 @@ def test_keys_tell_records_by_features_and_label() -> None:
     keys = record_keys(Examples(features=features, labels=np.array([0, 0, 1, 0])))
     assert keys[0] == keys[1]
     assert len(np.unique(keys)) == 3
+
+
+def test_saved_answers_that_stand_on_both_sides_are_refused() -> None:
+    """Equal answers are equal records, unless answers repeat by chance on one side already."""
+    rng = np.random.default_rng(0)
+    answers = rng.normal(size=(80, 3))
+    labels = np.zeros(80, dtype=np.int64)
+    members, copies = (Outputs(logits=answers[p], labels=labels[p]) for p in (slice(50), slice(40)))
+    others = Outputs(logits=answers[50:], labels=labels[50:])
+    assert len(subject_of_outputs(members=members, non_members=others).non_members) == 30
+    with pytest.raises(DataError, match="40 of 40 non-members") as refused:
+        subject_of_outputs(members=members, non_members=copies)
+    assert refused.value.code == "E-AUDIT-OVERLAP"
+    coarse = (Outputs(logits=np.round(o.logits), labels=o.labels) for o in (members, copies))
+    assert len(subject_of_outputs(members=next(coarse), non_members=next(coarse)).members) == 50
