@@ -119,6 +119,10 @@ def _caveats(first: Report, second: Report) -> Iterator[str]:
     for what in ("members", "non-members", "population", "predictions"):
         if files[0].get(what) != files[1].get(what):
             yield f"other {what}: records differ as well as the target"
+    owners = [_owners(each) for each in (first, second)]
+    if owners[0] != owners[1]:
+        yield f"other owners: {owners[0] or 'none'} and {owners[1] or 'none'}"
+    yield from _other_sizes(first, second)
     if first["provenance"]["plan_sha256"] != second["provenance"]["plan_sha256"]:
         yield f"other plans: {first['plan']['name']} and {second['plan']['name']}"
     models = [
@@ -132,3 +136,24 @@ def _caveats(first: Report, second: Report) -> Iterator[str]:
     for number, report in (("first", first), ("second", second)):
         for reason in report["reasons"]:
             yield f"the {number} is not conclusive: {reason}"
+
+
+def _owners(report: Report) -> str:
+    """Name the owners whose answers were merged."""
+    told = report.get("federation") or {}
+    return ", ".join(sorted(each["member"] for each in told.get("sent", ())))
+
+
+def _other_sizes(first: Report, second: Report) -> Iterator[str]:
+    """Name the probes that did not score as many records in both."""
+    sizes = [
+        {each["probe"]: (each["members"], each["non_members"]) for each in report["probes"]}
+        for report in (first, second)
+    ]
+    for name, (members, others) in sizes[0].items():
+        if name in sizes[1] and sizes[1][name] != (members, others):
+            there = sizes[1][name]
+            yield (
+                f"{name}: {members} members and {others} non-members were scored in the first, "
+                f"{there[0]} and {there[1]} in the second"
+            )

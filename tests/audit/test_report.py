@@ -141,6 +141,19 @@ def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> 
     assert (same.caveats, same.not_comparable) == ((), ())
 
 
+def test_a_comparison_says_first_that_other_records_were_scored(report: dict[str, Any]) -> None:
+    """Other owners, and as few records more or less of one probe, are among the caveats."""
+    merged = [copy.deepcopy(report) for _ in range(2)]
+    for each, members in zip(merged, (["a", "b"], ["b", "a", "c"]), strict=True):
+        each["federation"] = {"sent": [{"member": member} for member in members]}
+    merged[1]["probes"][0]["members"] -= 1
+    first, second = compare_reports(*merged).caveats
+    assert first == "other owners: a, b and a, b, c"
+    name, members = report["probes"][0]["probe"], report["probes"][0]["members"]
+    assert second.startswith(f"{name}: {members} members and")
+    assert f"{members - 1} and" in second
+
+
 def test_the_same_report_gives_the_same_picture(report: dict[str, Any], tmp_path: Path) -> None:
     """The plot tells no time either; it has a line per probe and the line of chance."""
     for name in ("a.svg", "b.svg"):
