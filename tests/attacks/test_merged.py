@@ -62,6 +62,7 @@ def test_a_leak_is_found_through_the_noise(noise: float) -> None:
     assert best.tpr.low > best.fpr.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 5.0])
 def test_nothing_is_found_where_there_is_nothing(noise: float) -> None:
     """At most two of forty audits say otherwise, where one in twenty would be allowed."""

@@ -111,6 +111,7 @@ def test_noise_and_epsilon_are_inverse_under_full_participation(
     assert cost == pytest.approx(epsilon, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epsilon", "delta", "rate", "steps"),
     [(1.0, 1e-5, 0.02, 500), (0.1, 1e-5, 0.001, 500), (8.0, 1e-6, 0.5, 50)],

@@ -307,6 +307,7 @@ for last in (torch.nn.Linear(4, 3), torch.nn.Bilinear(4, 4, 3)):
 """
 
 
+@pytest.mark.slow
 def test_opacus_is_loaded_only_where_it_is_needed() -> None:
     """Its import takes seconds, which a run on common layers never pays."""
     done = subprocess.run(
