@@ -75,6 +75,7 @@ def test_average_is_the_same_at_half_the_pixels() -> None:
     assert torch.allclose(averaged(wave, shrunk=1), averaged(wave[::2, ::2], shrunk=2), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(SETTINGS))
 def test_plan_keeps_the_promise(kind: str) -> None:
     """The accountant finds epsilon 3 at most, and at least 2.99, for the steps that are made."""

@@ -78,6 +78,7 @@ def test_weights_are_those_of_torch_optim_to_the_last_bit(
     assert [parameter.grad for parameter in mine] == [None] * len(mine)
 
 
+@pytest.mark.slow
 def test_training_loads_no_compiler_and_no_tables() -> None:
     """What a worker does not use costs it seconds: torch's compiler, pandas, Opacus."""
     done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, check=True)
