@@ -8,7 +8,6 @@ server's worker scores mislabelled records.
 from __future__ import annotations
 
 import json as json_module
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tacit.audit.report import canaries_bytes
+from tacit.cli.audit_federation import wait_for
 from tacit.cli.canary_files import CANARIES_NAME, canaries_of
 from tacit.cli.canary_view import show_canaries
-from tacit.cli.output import EXIT_INTERRUPTED, emit
-from tacit.cli.run import connected, watch_run
+from tacit.cli.output import emit
+from tacit.cli.run import connected
 from tacit.core.canary_spec import CanarySpec
 from tacit.core.configuration import from_plain
 from tacit.core.errors import UnavailableError, UsageError
@@ -70,15 +70,7 @@ def audit_by_canaries(terms: TwinTerms, where: Where, *, detach: bool, json: boo
         if detach:
             emit({"run_id": twin_id} if json else twin_id, json=json)
             return
-        try:
-            watch_run(client, twin_id, stream=sys.stderr)
-        except KeyboardInterrupt:
-            typer.echo(
-                f"\nThe twin goes on. To wait again: tacit run watch {twin_id}; "
-                f"its report: tacit audit show {twin_id}",
-                err=True,
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        wait_for(client, twin_id, what="twin")
         report = canaries_of(client, twin_id)
     if report is None:
         raise UnavailableError("E-FILE-UNKNOWN", f"expected {CANARIES_NAME} of {twin_id}, got none")

@@ -96,15 +96,7 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
         if detach:
             emit({"run_id": audit_id} if json else audit_id, json=json)
             return
-        try:
-            watch_run(client, audit_id, stream=sys.stderr)
-        except KeyboardInterrupt:
-            typer.echo(
-                f"\nThe audit goes on. To wait again: tacit run watch {audit_id}; "
-                f"its report: tacit audit show {audit_id}",
-                err=True,
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        wait_for(client, audit_id, what="audit")
         report = _fetched(client, audit_id)
     folder = where.out or Path("audits") / audit_id
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +108,24 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
         return
     show_report(report)
     typer.echo(f"Report: {folder.resolve()}")
+
+
+def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
+    """Show how an audit or a twin goes on until it has finished; Ctrl-C leaves it running.
+
+    Raises:
+        AppError: it failed or was stopped.
+        typer.Exit: nobody waits for it any more.
+    """
+    try:
+        watch_run(client, run_id, stream=sys.stderr)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nThe {what} goes on. To wait again: tacit run watch {run_id}; "
+            f"its report: tacit audit show {run_id}",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def report_of_run(run: str, where: Where) -> dict[str, Any]:
