@@ -539,6 +539,7 @@ class InstructionHead(_message.Message):
     SPECIFICATION_SHA256_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     message_id: _builtins.str
     """deterministic: the same after a restart of the server"""
@@ -552,6 +553,10 @@ class InstructionHead(_message.Message):
     attempt: _builtins.int
     @_builtins.property
     def manifest(self) -> _records_pb2.Manifest: ...
+    @_builtins.property
+    def secure(self) -> Global___SecureStep:
+        """of a session of secure aggregation, if it is in one"""
+
     def __init__(
         self,
         *,
@@ -564,14 +569,43 @@ class InstructionHead(_message.Message):
         specification_sha256: _builtins.bytes = ...,
         manifest: _records_pb2.Manifest | None = ...,
         attempt: _builtins.int = ...,
+        secure: Global___SecureStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "secure", b"secure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at_s", b"created_at_s", "group_id", b"group_id", "manifest", b"manifest", "message_id", b"message_id", "message_type", b"message_type", "run_id", b"run_id", "specification_sha256", b"specification_sha256", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at_s", b"created_at_s", "group_id", b"group_id", "manifest", b"manifest", "message_id", b"message_id", "message_type", b"message_type", "run_id", b"run_id", "secure", b"secure", "specification_sha256", b"specification_sha256", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstructionHead: _TypeAlias = InstructionHead  # noqa: Y015
+
+@_typing.final
+class SecureStep(_message.Message):
+    """Where an instruction stands in a session of secure aggregation (privacy/secagg). The node holds
+    the terms against what its owner approved, and answers with nothing that only the terms protect.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    terms: _builtins.bytes
+    """canonical; S0 is their hash"""
+    step: _builtins.int
+    """counted from 1; of several vectors under the same keys"""
+    def __init__(
+        self,
+        *,
+        terms: _builtins.bytes = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecureStep: _TypeAlias = SecureStep  # noqa: Y015
 
 @_typing.final
 class ReplyHead(_message.Message):

@@ -25,13 +25,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from tacit.protos.codec import decode_records, encode_records
-from tacit.protos.fleet_pb2 import InstructionHead, ReplyHead
+from tacit.protos.fleet_pb2 import InstructionHead, ReplyHead, SecureStep
 from tacit.protos.flower import empty_run, flower_run_id, make_instruction, make_reply
 from tacit.protos.records_pb2 import AppFailure
 from tacit.server.claims import plain_claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    _Encodings = dict[int, tuple[RecordDict, InstructionHead, str]]
 
 EXPIRED = "E-MESSAGE-EXPIRED"
 EXPIRED_FLOWER_CODE = 3  # flwr's ErrorCode.MESSAGE_UNAVAILABLE
@@ -46,6 +48,23 @@ class Outgoing:
     head: InstructionHead
     node_id: int
     payload_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What one node is asked beside Flower's messages.
+
+    Attributes:
+        node_id: whom.
+        message_type: such as ``query.secagg-keys``.
+        content: the records; what is one object for several nodes is stored once.
+        secure: where the instruction stands in a session of secure aggregation.
+    """
+
+    node_id: int
+    message_type: str
+    content: RecordDict
+    secure: SecureStep | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +222,50 @@ class TacitGrid(Grid):
         replies += [self._expired(name) for name in waiting]
         return sorted(replies, key=_source)
 
+    def send(self, questions: Iterable[Question], *, timeout_s: float) -> dict[str, int]:
+        """Send what :meth:`wait` waits for; return the nodes by message id, in order.
+
+        Raises:
+            UnavailableError: the spool is full or the daemon is gone.
+        """
+        outgoing: list[Outgoing] = []
+        encodings: _Encodings = {}
+        for question in questions:
+            sequence = self._take_sequence()
+            head, name = self._encode(question.content, sequence, encodings)
+            head.message_id = f"{self._run_id}.{sequence:06d}"
+            head.message_type = question.message_type
+            head.group_id = self._group_id
+            head.ttl_s, head.created_at_s = timeout_s, time.time()
+            if question.secure is not None:
+                head.secure.CopyFrom(question.secure)
+            outgoing.append(Outgoing(head=head, node_id=question.node_id, payload_name=name))
+        if outgoing:
+            self._port.push(outgoing)
+        return {item.head.message_id: item.node_id for item in outgoing}
+
+    def wait(self, sent: Mapping[str, int], *, timeout_s: float) -> Iterator[Result]:
+        """Give each answer as it stands in the spool, in the order of node ids; failures too.
+
+        Nothing is decoded: a payload is mapped, and its memory is the caller's to let go.
+        """
+        deadline = self._clock() + timeout_s + GRACE_S
+        found: dict[str, Result] = {}
+        while (
+            missing := [name for name in sent if name not in found]
+        ) and self._clock() < deadline:
+            left = min(deadline - self._clock(), MAX_PULL_S)
+            for result in self._port.pull(missing, timeout_s=max(left, 0.0), wait=True):
+                self._note_claim(result)
+                found[result.message_id] = result
+        for name in missing:
+            head = self._expired_head(name)
+            found[name] = Result(
+                message_id=name, node_id=sent[name], head=head, payload=memoryview(b"")
+            )
+        for name in sorted(sent, key=lambda name: sent[name]):
+            yield found.pop(name)
+
     def _take_sequence(self) -> int:
         sequence = self.next_sequence
         self.next_sequence += 1
@@ -210,7 +273,7 @@ class TacitGrid(Grid):
 
     def _push(self, messages: Iterable[Message], *, deadline_s: float | None) -> list[str]:
         outgoing: list[Outgoing] = []
-        encodings: dict[int, tuple[RecordDict, InstructionHead, str]] = {}
+        encodings: _Encodings = {}
         for message in messages:
             sequence = self._take_sequence()
             head, name = self._encode(message.content, sequence, encodings)
@@ -231,7 +294,7 @@ class TacitGrid(Grid):
         self,
         content: RecordDict,
         sequence: int,
-        encodings: dict[int, tuple[RecordDict, InstructionHead, str]],
+        encodings: _Encodings,
     ) -> tuple[InstructionHead, str]:
         """Encode and store each distinct content object once; the dict keeps it alive meanwhile."""
         known = encodings.get(id(content))
@@ -256,9 +319,7 @@ class TacitGrid(Grid):
             if instruction is None:
                 continue  # answered before, or not ours: a reply counts once
             content = None
-            if result.head.HasField("claim"):
-                sides = self.claims.setdefault(str(result.node_id), {})
-                sides[result.head.claim.side] = plain_claim(result.head.claim)
+            self._note_claim(result)
             if result.head.WhichOneof("outcome") == "manifest":
                 content = decode_records(result.head.manifest, result.payload)
             replies.append(
@@ -266,15 +327,23 @@ class TacitGrid(Grid):
             )
         return sorted(replies, key=_source)
 
+    def _note_claim(self, result: Result) -> None:
+        if result.head.HasField("claim"):
+            sides = self.claims.setdefault(str(result.node_id), {})
+            sides[result.head.claim.side] = plain_claim(result.head.claim)
+
     def _expired(self, message_id: str) -> Message:
         instruction = self._pending.pop(message_id)
-        head = ReplyHead(
+        head = self._expired_head(message_id)
+        return make_reply(
+            head, None, node_id=instruction.metadata.dst_node_id, instruction=instruction
+        )
+
+    def _expired_head(self, message_id: str) -> ReplyHead:
+        return ReplyHead(
             run_id=self._run_id,
             message_id=message_id,
             failure=AppFailure(code=EXPIRED_FLOWER_CODE, reason=EXPIRED),
-        )
-        return make_reply(
-            head, None, node_id=instruction.metadata.dst_node_id, instruction=instruction
         )
 
 

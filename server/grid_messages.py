@@ -31,7 +31,10 @@ def instruction_of(item: pipe_pb2.GridMessage) -> Instruction:
     """
     head = item.instruction
     manifest = head.manifest.SerializeToString(deterministic=True)
-    content = b"\0".join((head.message_type.encode(), head.group_id.encode(), manifest))
+    parts = [head.message_type.encode(), head.group_id.encode(), manifest]
+    if head.HasField("secure"):
+        parts.append(head.secure.SerializeToString(deterministic=True))
+    content = b"\0".join(parts)
     return Instruction(
         message_id=head.message_id,
         node_id=item.node_id,
