@@ -158,15 +158,16 @@ class PrivacySpec:
     def _problems_of_relation(self) -> Iterator[tuple[str, str]]:
         if self.sampling is Sampling.POISSON and self.relation is Relation.REPLACE_ONE:
             yield "relation", 'Poisson samples have an account under "add/remove" only'
-        if self.mode is not PrivacyMode.CLIENT_LOCAL:
+        if self.mode not in (PrivacyMode.CLIENT_LOCAL, PrivacyMode.CLIENT_DISTRIBUTED):
             return
-        if self.relation is Relation.ADD_REMOVE:
+        # Who took part in a sum over members is known: absent is an update of zeros.
+        if self.relation is Relation.ADD_REMOVE and self.mode is PrivacyMode.CLIENT_LOCAL:
             text = "an update always comes: its data may be replaced, not absent"
             yield "relation", f'{text}, so expected "replace-one"'
         if self.sampling is not Sampling.FULL:
-            yield "sampling", 'mode "client-local" noises whole updates: expected "full"'
+            yield "sampling", f'mode "{self.mode.value}" noises whole updates: expected "full"'
         if self.normaliser != 0:
-            yield "normaliser", 'mode "client-local" divides nothing: remove this key'
+            yield "normaliser", f'mode "{self.mode.value}" has no use for it: remove this key'
 
 
 def _expected(what: str, value: object) -> str:

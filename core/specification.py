@@ -30,6 +30,8 @@ from tacit.core.privacy_spec import (
     Relation,
     Sampling,
 )
+from tacit.core.reply_spec import MetricSpec, ReplySpec
+from tacit.core.secagg_spec import SecureAggregationSpec
 
 __all__ = [
     "MAX_NAME_CHARACTERS",
@@ -56,6 +58,7 @@ __all__ = [
     "RunSpec",
     "Sampling",
     "Scalar",
+    "SecureAggregationSpec",
     "StrategySpec",
     "TrainingSpec",
     "audit_of",
@@ -237,43 +240,6 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricSpec:
-    """One metric that a reply may carry.
-
-    Attributes:
-        range: inclusive bounds; a value outside is refused at the owner.
-        length: 0 for a single number, else the length of the list.
-    """
-
-    range: tuple[float, float]
-    length: int = 0
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if not self.range[0] <= self.range[1]:
-            yield "range", f"expected low <= high, got {list(self.range)}"
-        if self.length < 0:
-            yield "length", f"expected 0 (a single number) or more, got {self.length}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplySpec:
-    """What one kind of reply may contain; everything else is refused at the owner.
-
-    Attributes:
-        arrays: ``"model"``: one array record with the names, shapes and dtypes of the model that
-            the instruction carried; ``"none"``: no arrays.
-        metrics: allowed metrics by name.
-    """
-
-    arrays: str = "model"
-    metrics: Mapping[str, MetricSpec] = field(default_factory=dict)
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.arrays not in ("model", "none"):
-            yield "arrays", f'expected "model" or "none", got {self.arrays!r}'
-
-
-@dataclass(frozen=True, kw_only=True)
 class AppSpec:
     """A Flower app that is installed at both sides and allowed in client.toml.
 
@@ -320,6 +286,7 @@ class RunSpec:
     Attributes:
         name: what people call it.
         data_set: which of an owner's data sets, by the name in client.toml.
+        secure_aggregation: whose updates are summed unseen; only in the distributed modes.
         initial: a safetensors file with the initial weights (app runs; relative to run.toml).
         results: what replies may contain, by message type (``train``, ``evaluate``, ``query``);
             built-in runs derive it.
@@ -335,6 +302,7 @@ class RunSpec:
     model: ModelSpec | None = None
     training: TrainingSpec | None = None
     privacy: PrivacySpec
+    secure_aggregation: SecureAggregationSpec | None = None
     strategy: StrategySpec = StrategySpec()
     participation: ParticipationSpec
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -351,6 +319,8 @@ class RunSpec:
         if not _DATA_SET.fullmatch(self.data_set):
             yield "data_set", f"expected letters, digits, '-', '_' and '.', got {self.data_set!r}"
         yield from self._problems_of_parts()
+        if self.secure_aggregation is not None:
+            yield from self._problems_of_secure_sums(self.secure_aggregation)
         if self.evaluation.epsilon > 0:
             yield from self._problems_of_noised_metrics()
         if self.audit is not None:
@@ -378,6 +348,24 @@ class RunSpec:
         return message_type == "train" or (
             message_type == "evaluate" and self.evaluation.epsilon > 0
         )
+
+    def _problems_of_secure_sums(self, secure: SecureAggregationSpec) -> Iterator[tuple[str, str]]:
+        by_record = self.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED
+        if not by_record and self.privacy.mode is not PrivacyMode.CLIENT_DISTRIBUTED:
+            text = "expected with a distributed mode only, which"
+            yield "secure_aggregation", f'{text} "{self.privacy.mode.value}" is not'
+            return
+        if self.participation.fraction != 1.0:
+            yield "participation.fraction", "members are named, not sampled: expected 1"
+        if self.participation.min_clients > len(secure.members):
+            yield "participation.min_clients", f"expected at most all {len(secure.members)} members"
+        if by_record and self.training is not None and self.training.local_steps != 1:
+            text = "each step is a sum over all members: expected 1, and"
+            yield "training.local_steps", f"{text} secure_aggregation.steps_per_round for more"
+        for key in ("bound", "max_records", "steps_per_round"):
+            if not by_record and getattr(secure, key) not in (0, key == "steps_per_round"):
+                text = "a whole update is summed once, and bounded by privacy.clip"
+                yield f"secure_aggregation.{key}", f"{text}: remove this key"
 
     def _problems_of_noised_metrics(self) -> Iterator[tuple[str, str]]:
         key = "evaluation.epsilon"

@@ -10,7 +10,8 @@ contributions bounded by the clipping norm. The rules, in order:
 3. With Poisson samples: the PLD accountant. Equal events are grouped, so that another round of the
    same run costs one convolution.
 4. With distributed discrete noise: the least of the Renyi bound on everything, and PLD at a part of
-   delta plus Renyi at the rest.
+   delta plus Renyi at the rest. How far the drawn numbers lie from exact ones is taken from delta
+   first.
 5. Rules 3 and 4 take parameters as fixed beforehand. Where a later event was chosen after seeing
    what an earlier one released, :func:`adaptive_epsilon` is the bound to stop by.
 
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 from tacit.core.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import dp_accounting
     import numpy as np
@@ -130,17 +131,22 @@ class ZeroConcentrated:
         rho: squared sensitivity / (2 x variance of the noise that honest members added).
         xi: what a sum of discrete Gaussians differs from one, over all coordinates.
         steps: how many noised sums.
+        inexact: how far the numbers that were drawn for one sum lie from exact ones, all together,
+            in total variation.
     """
 
     rho: float
     xi: float = 0.0
     steps: int = 1
+    inexact: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise ValueError(f"expected a positive rho, got {self.rho}")
         if not (math.isfinite(self.xi) and self.xi >= 0):
             raise ValueError(f"expected xi >= 0, got {self.xi}")
+        if not 0 <= self.inexact < 1:
+            raise ValueError(f"expected 0 <= inexact < 1, got {self.inexact}")
         _check_steps(self.steps)
 
 
@@ -164,7 +170,8 @@ def epsilon_of_events(events: Sequence[Mechanism], delta: float) -> float:
         RefusedError: no finite epsilon holds at this delta (``E-EPSILON-UNBOUNDED``).
         ValueError: delta is not between 0 and 1.
     """
-    return _finite(_epsilon_of_groups(_grouped(events), _checked_delta(delta)), delta)
+    groups = _grouped(events)
+    return _finite(_with_errors(_epsilon_of_groups, groups, _checked_delta(delta)), delta)
 
 
 def adaptive_epsilon(events: Sequence[Mechanism], delta: float) -> float:
@@ -182,8 +189,8 @@ def adaptive_epsilon(events: Sequence[Mechanism], delta: float) -> float:
     groups = _grouped(events)
     _checked_delta(delta)
     if len(groups) == 1 or all(_takes_every_record(event) for event in groups):
-        return _finite(_epsilon_of_groups(groups, delta), delta)
-    return _finite(_renyi_epsilon(groups, delta), delta)
+        return _finite(_with_errors(_epsilon_of_groups, groups, delta), delta)
+    return _finite(_with_errors(_renyi_epsilon, groups, delta), delta)
 
 
 def selection_epsilon(
@@ -210,6 +217,8 @@ def selection_epsilon(
     _checked_delta(delta)
     if not (mean_trials > 1 and shape > -1):
         raise ValueError(f"expected mean > 1 and shape > -1, got {mean_trials} and {shape}")
+    if any(isinstance(event, ZeroConcentrated) and event.inexact for event in trial):
+        raise ValueError("expected exact noise: nothing here adds errors up over trials")
     composed = dp_event.ComposedDpEvent([_event(event) for event in trial])
     accountant = rdp.RdpAccountant()
     accountant.compose(dp_event.RepeatAndSelectDpEvent(composed, mean_trials, shape))
@@ -235,6 +244,33 @@ def _grouped(events: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
         counts[replace(event, steps=1)] += event.steps * times
     groups = [replace(event, steps=steps) for event, steps in counts.items() if steps]
     return tuple(sorted(groups, key=repr))
+
+
+def _with_errors(
+    bound: Callable[[tuple[Mechanism, ...], float], float],
+    groups: tuple[Mechanism, ...],
+    delta: float,
+) -> float:
+    """Return a bound on numbers as they were drawn, from one on exact numbers.
+
+    Outputs within ``error`` of exact ones, in total variation, on either of two neighbouring data
+    sets keep epsilon if delta grows by (1 + e^epsilon) error.
+    """
+    error = math.fsum(
+        event.steps * event.inexact for event in groups if isinstance(event, ZeroConcentrated)
+    )
+    if error == 0.0:
+        return bound(groups, delta)
+    taken = 2.0 * error
+    while taken < delta:
+        epsilon = bound(groups, delta - taken)
+        if epsilon > _PLD_LIMIT:
+            break
+        needed = (1.0 + math.exp(epsilon)) * error
+        if needed <= taken:
+            return epsilon
+        taken = 1.01 * needed  # a little more, since the next epsilon is a little larger
+    return math.inf
 
 
 def _takes_every_record(event: Mechanism) -> bool:

@@ -46,7 +46,7 @@ def derive_key(key: bytes, *, purpose: str) -> bytes:
     return hmac.new(key, b"tacit noise 1|" + purpose.encode(), hashlib.sha256).digest()
 
 
-class _KeyStream:
+class KeyStream:
     """AES-256-CTR under a derived key, read as little-endian 64-bit words."""
 
     def __init__(self, key: bytes, purpose: str) -> None:
@@ -66,7 +66,7 @@ class UniformStream:
     """Uniform numbers in [0, 1) with 53 random bits each."""
 
     def __init__(self, key: bytes, *, purpose: str) -> None:
-        self._words = _KeyStream(key, purpose)
+        self._words = KeyStream(key, purpose)
 
     def uniforms(self, count: int) -> Float64Array:
         """Return the next ``count`` numbers of the stream (float64, shape ``(count,)``)."""
@@ -81,7 +81,7 @@ class SignStream:
     """Fair signs, one random bit each: a canary's direction, never a record's protection."""
 
     def __init__(self, key: bytes, *, purpose: str) -> None:
-        self._words = _KeyStream(key, purpose)
+        self._words = KeyStream(key, purpose)
 
     def bits(self, rows: int, *, columns: int) -> npt.NDArray[np.uint8]:
         """Return the next rows, eight bits a byte: uint8, ``(rows, 8 x ceil(columns / 64))``.
@@ -100,7 +100,7 @@ class GaussianStream:
     """
 
     def __init__(self, key: bytes, *, purpose: str) -> None:
-        self._words = _KeyStream(key, purpose)
+        self._words = KeyStream(key, purpose)
         self._zeros = bytes(16 * _PAIRS)
         self._bytes = bytearray(16 * _PAIRS + 16)  # the cipher asks for a block more
         self._numbers = np.empty((3, _PAIRS), dtype=np.float64)

@@ -1,0 +1,88 @@
+"""The ``[secure_aggregation]`` table of a run: whose updates are summed without anybody seeing one.
+
+Trusts nothing. Promises: the cohort, its threshold and the number of members that may work against
+the others are named before anybody approves; so is all that the integer scale follows from. What
+they mean for noise is ``privacy/distributed/``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator  # noqa: TC003 - read when a specification is converted
+from dataclasses import dataclass
+
+LEAST_MEMBERS = 3  # of two, each knows the other's share of a sum
+MAX_MEMBERS = 10_000
+MAX_STEPS_PER_ROUND = 10_000
+
+_MEMBER = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # core/keys.py
+
+
+def least_threshold(members: int) -> int:
+    """Return the fewest survivors with whom a sum may be opened: floor(2n / 3) + 1."""
+    return 2 * members // 3 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureAggregationSpec:
+    """Who is in a run's secure sums, and what these sums hold.
+
+    Attributes:
+        members: names of all members, at least three; what is approved has them in order.
+        threshold: t, the fewest survivors with whom a sum is opened; 0 is floor(2n / 3) + 1.
+        colluders: a, members that may tell the server what they know, or add no noise.
+        neighbours: members with whom each shares masks; 0 is all of them, up to 200 members.
+        steps_per_round: K, secure sums in one round; above 1 in mode ``record-distributed`` only.
+        bound: R, largest size of a coordinate of one member's sum; 0 is max_records x clip, or the
+            clip of a whole update. A silo clamps what is larger, which costs accuracy alone.
+        max_records: a public guess of the most records of one member, for R; 0 is
+            privacy.normaliser, which counts those of all.
+    """
+
+    members: tuple[str, ...]
+    threshold: int = 0
+    colluders: int = 1
+    neighbours: int = 0
+    steps_per_round: int = 1
+    bound: float = 0.0
+    max_records: int = 0
+
+    def __post_init__(self) -> None:
+        # What is approved names the threshold, and the order of members says nothing.
+        object.__setattr__(self, "members", tuple(sorted(self.members)))
+        if self.threshold == 0:
+            object.__setattr__(self, "threshold", least_threshold(len(self.members)))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        count = len(self.members)
+        for name in self.members:
+            if not _MEMBER.fullmatch(name):
+                yield "members", f"expected names of members, such as clinic-a, got {name!r}"
+        if len(set(self.members)) != count:
+            yield "members", "expected each member once"
+        if not LEAST_MEMBERS <= count <= MAX_MEMBERS:
+            yield "members", f"expected {LEAST_MEMBERS} to {MAX_MEMBERS} members, got {count}"
+        else:
+            yield from self._problems_of_counts(count)
+        if not 1 <= self.steps_per_round <= MAX_STEPS_PER_ROUND:
+            text = f"expected 1 to {MAX_STEPS_PER_ROUND}, got {self.steps_per_round}"
+            yield "steps_per_round", text
+        for key in ("bound", "max_records"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value >= 0):
+                yield key, f"expected 0 (derived) or more, got {value}"
+
+    def _problems_of_counts(self, count: int) -> Iterator[tuple[str, str]]:
+        least = least_threshold(count)
+        if not least <= self.threshold <= count:
+            yield "threshold", f"expected {least} to {count} of {count} members"
+            return
+        # Two halves that the server shows different lists both reach t with the colluders' help
+        # unless 2t - n is more; and a sum of one honest member is no sum.
+        most = min(2 * self.threshold - count - 1, self.threshold - 2)
+        if not 1 <= self.colluders <= most:
+            text = f"expected 1 to {most} of {count} members, got {self.colluders}"
+            yield "colluders", f"{text}: each one knows its own noise, and more could open two sums"
+        if not 0 <= self.neighbours < count:
+            yield "neighbours", f"expected 0 (all) to {count - 1}, got {self.neighbours}"
