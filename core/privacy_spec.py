@@ -30,6 +30,11 @@ class PrivacyMode(enum.Enum):
     CENTRAL = "central"
     NONE = "none"
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the noise of a sum is shared among those who are in it."""
+        return self in (PrivacyMode.RECORD_DISTRIBUTED, PrivacyMode.CLIENT_DISTRIBUTED)
+
 
 class PrivacyUnit(enum.Enum):
     """Whose presence the guarantee is about."""

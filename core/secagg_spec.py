@@ -16,6 +16,8 @@ LEAST_MEMBERS = 3  # of two, each knows the other's share of a sum
 MAX_MEMBERS = 10_000
 MAX_STEPS_PER_ROUND = 10_000
 
+_PLAIN_BOUND = 8.0  # four members then keep changes of a weight 1e-8 apart
+
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # core/keys.py
 
 
@@ -38,6 +40,8 @@ class SecureAggregationSpec:
             clip of a whole update. A silo clamps what is larger, which costs accuracy alone.
         max_records: a public guess of the most records of one member, for R; 0 is
             privacy.normaliser, which counts those of all.
+        max_weight: public bound on a member's weight in the mean, where sums have no noise of
+            their own; a larger one is refused.
     """
 
     members: tuple[str, ...]
@@ -47,12 +51,18 @@ class SecureAggregationSpec:
     steps_per_round: int = 1
     bound: float = 0.0
     max_records: int = 0
+    max_weight: int = 1_000_000
 
     def __post_init__(self) -> None:
         # What is approved names the threshold, and the order of members says nothing.
         object.__setattr__(self, "members", tuple(sorted(self.members)))
         if self.threshold == 0:
             object.__setattr__(self, "threshold", least_threshold(len(self.members)))
+
+    @property
+    def coordinate_bound(self) -> float:
+        """Largest change of one number in a round, where sums have no noise of their own."""
+        return self.bound or _PLAIN_BOUND
 
     def problems(self) -> Iterator[tuple[str, str]]:
         count = len(self.members)
@@ -65,6 +75,8 @@ class SecureAggregationSpec:
             yield "members", f"expected {LEAST_MEMBERS} to {MAX_MEMBERS} members, got {count}"
         else:
             yield from self._problems_of_counts(count)
+        if not 1 <= self.max_weight <= 2**53:
+            yield "max_weight", f"expected 1 to 2^53, got {self.max_weight}"
         if not 1 <= self.steps_per_round <= MAX_STEPS_PER_ROUND:
             text = f"expected 1 to {MAX_STEPS_PER_ROUND}, got {self.steps_per_round}"
             yield "steps_per_round", text

@@ -286,7 +286,7 @@ class RunSpec:
     Attributes:
         name: what people call it.
         data_set: which of an owner's data sets, by the name in client.toml.
-        secure_aggregation: whose updates are summed unseen; only in the distributed modes.
+        secure_aggregation: whose updates are summed unseen; the distributed modes need it.
         initial: a safetensors file with the initial weights (app runs; relative to run.toml).
         results: what replies may contain, by message type (``train``, ``evaluate``, ``query``);
             built-in runs derive it.
@@ -321,6 +321,9 @@ class RunSpec:
         yield from self._problems_of_parts()
         if self.secure_aggregation is not None:
             yield from self._problems_of_secure_sums(self.secure_aggregation)
+        elif self.privacy.mode.is_distributed and self.audit is None:
+            text = "missing: name the members among whom the noise is shared"
+            yield "secure_aggregation", f'{text} (mode "{self.privacy.mode.value}")'
         if self.evaluation.epsilon > 0:
             yield from self._problems_of_noised_metrics()
         if self.audit is not None:
@@ -351,21 +354,24 @@ class RunSpec:
 
     def _problems_of_secure_sums(self, secure: SecureAggregationSpec) -> Iterator[tuple[str, str]]:
         by_record = self.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED
-        if not by_record and self.privacy.mode is not PrivacyMode.CLIENT_DISTRIBUTED:
-            text = "expected with a distributed mode only, which"
-            yield "secure_aggregation", f'{text} "{self.privacy.mode.value}" is not'
-            return
-        if self.participation.fraction != 1.0:
+        people, count = self.participation, len(secure.members)
+        if people.fraction != 1.0:
             yield "participation.fraction", "members are named, not sampled: expected 1"
-        if self.participation.min_clients > len(secure.members):
-            yield "participation.min_clients", f"expected at most all {len(secure.members)} members"
+        if not secure.threshold <= people.min_clients <= count:
+            text = f"expected the threshold, {secure.threshold}, to all {count} members"
+            yield "participation.min_clients", f"{text}, got {people.min_clients}"
         if by_record and self.training is not None and self.training.local_steps != 1:
             text = "each step is a sum over all members: expected 1, and"
             yield "training.local_steps", f"{text} secure_aggregation.steps_per_round for more"
-        for key in ("bound", "max_records", "steps_per_round"):
-            if not by_record and getattr(secure, key) not in (0, key == "steps_per_round"):
-                text = "a whole update is summed once, and bounded by privacy.clip"
-                yield f"secure_aggregation.{key}", f"{text}: remove this key"
+        if not by_record and secure.steps_per_round != 1:
+            yield "secure_aggregation.steps_per_round", "a whole update is summed once: expected 1"
+        if not by_record and secure.max_records:
+            yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
+        if self.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and secure.bound:
+            yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
+        if self.app is not None and self.app.server:
+            text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
+            yield "app.server", text
 
     def _problems_of_noised_metrics(self) -> Iterator[tuple[str, str]]:
         key = "evaluation.epsilon"

@@ -64,6 +64,8 @@ class Entry:
         arrays: attributes that hold arrays across rounds (a dict, a list or an ArrayRecord).
         numbers: attributes that hold one number across rounds.
         client_mod: the mod that the ClientApp must carry, if the class needs one.
+        needs_mean: whether the weighted mean of all replies is all that it looks at, so that it
+            runs over a sum that nobody saw in parts.
     """
 
     parameters: Mapping[str, type] = field(default_factory=dict)
@@ -71,18 +73,20 @@ class Entry:
     arrays: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     client_mod: str = ""
+    needs_mean: bool = False
 
 
 STRATEGIES: Mapping[str, Entry] = {
-    "FedAvg": Entry(),
+    "FedAvg": Entry(needs_mean=True),
     "FedAvgM": Entry(
         parameters={"server_learning_rate": float, "server_momentum": float},
         arrays=("current_arrays", "momentum_vector"),
+        needs_mean=True,
     ),
-    "FedAdagrad": Entry(parameters=_OPTIMISER, arrays=("m_t", "v_t")),
-    "FedAdam": Entry(parameters={**_OPTIMISER, **_MOMENTS}, arrays=("m_t", "v_t")),
-    "FedYogi": Entry(parameters={**_OPTIMISER, **_MOMENTS}, arrays=("m_t", "v_t")),
-    "FedProx": Entry(parameters={"proximal_mu": float}),
+    "FedAdagrad": Entry(parameters=_OPTIMISER, arrays=("m_t", "v_t"), needs_mean=True),
+    "FedAdam": Entry(parameters={**_OPTIMISER, **_MOMENTS}, arrays=("m_t", "v_t"), needs_mean=True),
+    "FedYogi": Entry(parameters={**_OPTIMISER, **_MOMENTS}, arrays=("m_t", "v_t"), needs_mean=True),
+    "FedProx": Entry(parameters={"proximal_mu": float}, needs_mean=True),
     "FedMedian": Entry(),
     "FedTrimmedAvg": Entry(parameters={"beta": float}),
     "Krum": Entry(parameters={"num_malicious_nodes": int}),
@@ -137,10 +141,17 @@ def strategy_problems(run: RunSpec) -> Iterator[tuple[str, str]]:
             "strategy.parameters", spec.parameters, allowed, entry.required
         )
         yield from _cohort_problems(run)
+        if run.secure_aggregation is not None and not entry.needs_mean:
+            able = ", ".join(name for name, other in STRATEGIES.items() if other.needs_mean)
+            text = f"{spec.name} looks at single updates, which nobody sees under"
+            yield "strategy.name", f"{text} [secure_aggregation]: expected one of {able}"
     if not spec.wrapper:
         if spec.wrapper_parameters:
             yield "strategy.wrapper_parameters", "only a wrapper has these: name it in `wrapper`"
         return
+    if run.secure_aggregation is not None:
+        text = "a wrapper clips or noises single updates, which nobody sees under"
+        yield "strategy.wrapper", f"{text} [secure_aggregation]: take a distributed mode"
     wrapper = WRAPPERS.get(spec.wrapper)
     if wrapper is None:
         yield "strategy.wrapper", _unknown("wrapper", spec.wrapper, WRAPPERS)

@@ -1,0 +1,195 @@
+"""What one secure sum of a run is: the vector, its integers, its terms; the same at both sides.
+
+Trusts: nobody. Each side derives all of it from the approved specification and the public form of
+the model, and compares: terms that differ in one number are refused by the node.
+Promises: what is summed unseen has either the noise of a distributed mode inside, or it is what the
+run's mode lets leave anyway (mode ``none``, or an update that its owner has noised).
+
+Without noise a coordinate c becomes rint(s c): s = (2^31 - 1 - n) / (n R) leaves room for n
+vectors within R, so that no sum wraps. What is beyond R refuses; nothing is cut without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tacit.core.errors import ConfigError, RefusedError
+from tacit.privacy.distributed.account import LARGEST
+from tacit.privacy.distributed.encoding import decode
+from tacit.privacy.layout import Form, Layout
+from tacit.privacy.secagg.terms import Member, Terms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from tacit.core.secagg_spec import SecureAggregationSpec
+    from tacit.core.specification import MetricSpec
+    from tacit.privacy.distributed.account import DistributedNoise
+    from tacit.privacy.layout import Float64Array, Words
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecurePlan:
+    """One member's vector and what all members agree on about it.
+
+    Attributes:
+        layout: where each number stands.
+        secure: the run's table.
+        scale: integers per unit.
+        bound: largest size of a coordinate before scaling (R).
+        clip: L2 bound of what is protected; 0 where nothing is noised here.
+        noise: what each member adds; None where nothing is noised here.
+    """
+
+    layout: Layout
+    secure: SecureAggregationSpec
+    scale: float
+    bound: float
+    clip: float = 0.0
+    noise: DistributedNoise | None = None
+
+    @property
+    def members(self) -> int:
+        """How many members the run names (n)."""
+        return len(self.secure.members)
+
+    def encode(self, changes: Float64Array, limbs: Words) -> Words:
+        """Return a vector without noise as integers of the ring (uint32, shape ``(d,)``).
+
+        Args:
+            changes: the layout's changes, float64.
+            limbs: what stands behind them.
+
+        Raises:
+            RefusedError: a change is not finite, or beyond R (``E-SECAGG-RANGE``).
+            ValueError: this plan has noise.
+        """
+        if self.noise is not None:
+            raise ValueError("expected a plan without noise: this one is encoded with its noise")
+        ring = np.empty(self.layout.length, dtype=np.uint32)
+        for start in range(0, len(changes), _BLOCK):
+            part = changes[start : start + _BLOCK]
+            largest = float(np.abs(part).max(initial=0.0))
+            if not largest <= self.bound:
+                raise RefusedError(
+                    "E-SECAGG-RANGE",
+                    f"expected changes of at most {self.bound:g}, weight included, got one of "
+                    f"{largest:g}",
+                    hint="The run's secure_aggregation.bound is too small for this training, or "
+                    "its learning rate too large.",
+                )
+            ring[start : start + len(part)] = (
+                np.rint(part * self.scale).astype(np.int64).astype(np.uint32)
+            )
+        ring[len(changes) :] = limbs
+        return ring
+
+    def decode(self, total: Words) -> Float64Array:
+        """Return the summed changes (float64) of a ring's sum."""
+        if self.noise is not None:
+            return decode(total, self.noise)
+        changes = total[: self.layout.changes].view(np.int32).astype(np.float64)
+        changes /= self.scale
+        return changes
+
+
+def plain_plan(
+    secure: SecureAggregationSpec,
+    arrays: Sequence[Form],
+    *,
+    metrics: Mapping[str, MetricSpec],
+    weight_key: str,
+) -> SecurePlan:
+    """Return the plan of sums without noise of their own.
+
+    Args:
+        secure: the run's table.
+        arrays: of the model.
+        metrics: what a reply to ``train`` may carry, by name, the weight among them.
+        weight_key: name of the weight.
+
+    Raises:
+        ConfigError: there is no weight, or a metric is no single number (``E-SECAGG-METRIC``).
+    """
+    if weight_key not in metrics:
+        raise ConfigError(
+            "E-SECAGG-METRIC",
+            f"expected the weight {weight_key!r} among the metrics of a reply to train, got "
+            f"{sorted(metrics)}",
+            hint="A secure sum is a weighted mean: declare the weight, or weights of 1.",
+        )
+    lists = sorted(name for name, metric in metrics.items() if metric.length)
+    if lists:
+        raise ConfigError(
+            "E-SECAGG-METRIC", f"expected single numbers in a secure sum, got lists: {lists}"
+        )
+    declared = metrics[weight_key].range[1]
+    most_weight = max(1, int(min(declared, secure.max_weight)))
+    ranges = {
+        name: metric.range
+        for name, metric in metrics.items()
+        if name != weight_key and metric.range[0] < metric.range[1]
+    }
+    layout = Layout(arrays=tuple(arrays), metrics=ranges, weighted=True, most_weight=most_weight)
+    bound = secure.coordinate_bound * most_weight
+    count = len(secure.members)
+    return SecurePlan(
+        layout=layout, secure=secure, scale=(LARGEST - count) / (count * bound), bound=bound
+    )
+
+
+def terms_of(
+    plan: SecurePlan,
+    members: Sequence[Member],
+    *,
+    specification_sha256: bytes,
+    run: str,
+    round_number: int,
+    attempt: int,
+    steps: int,
+) -> Terms:
+    """Return the terms of one attempt at one round's sums.
+
+    Args:
+        plan: of the run.
+        members: all whom the run names.
+        specification_sha256: what the owners have approved.
+        run: its id.
+        round_number: from 1.
+        attempt: of the round, from 1; an attempt that failed is never begun again.
+        steps: sums under the same keys.
+    """
+    secure = plan.secure
+    purpose = hashlib.sha256(b"tacit train|" + specification_sha256).digest()
+    return Terms(
+        purpose=purpose,
+        run=run,
+        round=round_number,
+        attempt=attempt,
+        members=tuple(sorted(members, key=lambda member: member.node_id)),
+        dimension=plan.layout.length,
+        threshold=secure.threshold,
+        neighbours=secure.neighbours,
+        colluders=secure.colluders,
+        scale=plan.scale,
+        clip=plan.clip,
+        local_sigma=0.0 if plan.noise is None else plan.noise.local_deviation,
+        coordinate_bound=plan.bound,
+        floor=secure.threshold,
+        steps=steps,
+    )
+
+
+def forms_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> tuple[Form, ...]:
+    """Return the forms of a model's arrays, in their order."""
+    return tuple(
+        Form(name=name, shape=array.shape, dtype=array.dtype) for name, array in arrays.items()
+    )
