@@ -88,7 +88,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     ),
     "E-ROLE-REFUSED": (
         "this member's role may not do that",
-        "Operators submit, auditors read, clients take part: use another profile.",
+        "Operators submit runs, auditors `tacit audit run`, clients take part: another profile?",
     ),
     "E-RUN-ENDED": ("the run has ended", ""),
     "E-RUN-TOO-LARGE": ("the run's model is too large for the server", ""),
