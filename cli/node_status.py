@@ -81,6 +81,9 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["restored"]:
         typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
+    for each in ledger["data_sets"]:
+        if each["note"]:
+            typer.echo(f"  {visible(each['data_set'])}: {visible(each['note'])}")
 
 
 def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:

@@ -170,6 +170,7 @@ def _ledger(folder: Path) -> Finding:
         f"{each.data_set}: "
         + ("no epsilon holds" if each.epsilon is None else f"epsilon {each.epsilon:.4g} spent")
         + f", budget {each.budget:g}"
+        + (f" ({each.note})" if each.note else "")
         for each in status.data_sets
     )
     text = f"{status.entries} entries" + (f"; {spent}" if spent else "")
