@@ -93,6 +93,9 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
         audit_id = _submitted(client, terms)
         typer.echo(f"Asked in {audit_id}; owners who have to agree first see it there.", err=True)
         if detach:
+            typer.echo(
+                f"Its report and curves, once it is over: tacit audit show {audit_id}", err=True
+            )
             emit({"run_id": audit_id} if json else audit_id, json=json)
             return
         wait_for(client, audit_id, what="audit")
