@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,19 +11,21 @@ import pytest
 from tacit.client.members import (
     PinnedMembers,
     Standing,
+    ask_members,
     compare_members,
     directory_of,
     load_pinned,
     pin_by_words,
     save_pinned,
 )
-from tacit.core.errors import TacitError, TrustError, UnavailableError
+from tacit.core.errors import ProtocolError, TacitError, TrustError, UnavailableError
 from tacit.core.fingerprint import fingerprint_of
 from tacit.core.identity import Authority, MemberKeys, Role, certificate_request, pem_of
 from tacit.core.members import MEMBERS_FILE, save_members
 from tacit.core.membership import Membership
 from tacit.protos import fleet_pb2
-from tests.client.fake_fleet import Domain
+from tests.client.fake_fleet import Domain, FakeFleet
+from tests.client.fakes import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,3 +193,25 @@ def test_a_directory_that_contradicts_itself_is_refused_whole() -> None:
         assert caught.value.code == "E-MEMBER-CERTIFICATE", what
     twice = [ada, entry(authority, "ada")]
     assert code_of(lambda: directory_of(twice, authority_pem=authority.pem)) == "E-MEMBER-TWICE"
+
+
+@pytest.mark.slow
+def test_the_server_is_asked_at_each_address_and_not_listened_to_for_ever(tmp_path: Path) -> None:
+    """The second address answers where the first does not; an endless answer is cut off."""
+
+    async def scenario() -> None:
+        async with Domain.create() as domain:
+            fleet = FakeFleet(make_spec())
+            _, port = await domain.serve(fleet)
+            membership = domain.member(tmp_path / "identity", port)
+            server = tmp_path / "identity" / "server.json"
+            addresses = ["127.0.0.1:1", f"127.0.0.1:{port}"]
+            server.write_text(json.dumps({"addresses": addresses, "enrolment_addresses": []}))
+            fleet.members = [entry(domain.authority, "bo")]
+            assert await ask_members(membership) == {"bo": fleet.members[0].enrolment_key}
+            fleet.members *= 10_001
+            with pytest.raises(ProtocolError) as caught:
+                await ask_members(membership)
+            assert caught.value.code == "E-MEMBERS-LIMIT"
+
+    asyncio.run(scenario())

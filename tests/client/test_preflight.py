@@ -29,6 +29,7 @@ from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob, Report
 from tacit.client.renewal import is_due
 from tacit.core.errors import DataError, UnavailableError
+from tacit.core.fingerprint import fingerprint_of
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
 from tacit.protos import fleet_pb2
@@ -193,10 +194,13 @@ def test_status_and_decisions_need_no_daemon(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stopped node shows its status, and says clearly that it knows no such run."""
-    Domain.create().member(home / "identity", 1)
+    membership = Domain.create().member(home / "identity", 1)
+    words = fingerprint_of(membership.keys.enrolment_public_key)
     assert run(["client", "status", "--home", str(home), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["connection"]["state"] == "stopped"
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["connection"]["state"], shown["fingerprint"]) == ("stopped", words)
     assert run(["client", "status", "--home", str(home)]) == 0
+    assert f"fingerprint: {words}" in capsys.readouterr().out
     assert run(["client", "approve", RUN, "--home", str(home)]) == 2
     assert "E-RUN-UNKNOWN" in capsys.readouterr().err
 
