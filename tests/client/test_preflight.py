@@ -30,6 +30,7 @@ from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, Pre
 from tacit.client.renewal import is_due
 from tacit.core.errors import DataError, UnavailableError
 from tacit.core.fingerprint import fingerprint_of
+from tacit.core.members import format_members
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
 from tacit.protos import fleet_pb2
@@ -159,6 +160,18 @@ def test_check_of_a_good_client_finds_nothing_wrong(home: Path) -> None:
     clock = next(f for f in findings if f.subject == "clock")
     assert clock.grade is Grade.WARNING  # the fake server lives in 1970
     assert clock.hint
+
+
+def test_check_reads_the_pinned_members(home: Path) -> None:
+    """How many are pinned, or what is wrong with members.toml and in which line."""
+    Domain.create().member(home / "identity", 1)
+    assert check(home)["members"].text == "0 pinned beside this node"
+    (home / "members.toml").write_text(format_members({"bo": bytes(32)}))
+    assert check(home)["members"].text == "1 pinned beside this node"
+    (home / "members.toml").write_text('[members.bo]\nkey = "short"\n')
+    wrong = check(home)["members"]
+    assert wrong.grade is Grade.WRONG
+    assert "members.toml:2: members.bo.key" in wrong.text
 
 
 def test_check_knows_an_ended_certificate(home: Path) -> None:
