@@ -21,6 +21,7 @@ def show_status(value: dict[str, Any]) -> None:
     if connection["address"]:
         line += f", {connection['address']}"
     typer.echo(line)
+    typer.echo(f"  fingerprint: {value['fingerprint']}")
     if connection["problem"]:
         typer.echo(f"  {connection['problem']}")
     if connection.get("hint"):
