@@ -16,11 +16,21 @@ import pytest
 import torch
 from torch import nn
 
-from tacit.attacks.arrangement import arranged, rng_for
+from tacit.attacks.arrangement import arranged, rng_for, take_examples
 from tacit.attacks.files import load_records
+from tacit.attacks.findings import to_json
+from tacit.attacks.reference_cache import ReferenceCache
 from tacit.attacks.reference_models import ReferencePlan, train, why_no_references
 from tacit.attacks.registry import MEMBERSHIP
-from tacit.attacks.subject import Records, Subject, record_keys, subject_of_model
+from tacit.attacks.runner import run_audit
+from tacit.attacks.subject import (
+    Group,
+    Records,
+    Subject,
+    record_keys,
+    subject_of_model,
+    subject_of_outputs,
+)
 from tacit.learning.prepared import Examples
 from tests.attacks.desk import (
     MEMBERS,
@@ -31,6 +41,7 @@ from tests.attacks.desk import (
     csv_of,
     trained,
 )
+from tests.attacks.desk import subject as desk_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,3 +186,49 @@ def test_the_batch_size_does_not_matter(
 ) -> None:
     """Target and references asked about a few records at a time say the same of each."""
     assert_same(in_batches[name], in_order["npz"][name], rtol=1e-3, atol=1e-4)
+
+
+def reordered(subject: Subject, *, seed: int) -> Subject:
+    """Return a subject with its records, or answers, in another order; rows keep their numbers."""
+
+    def moved(group: Group | None, part: int) -> Group | None:
+        if group is None:
+            return None
+        order = np.random.default_rng([seed, part]).permutation(len(group)).astype(np.int64)
+        return Group(
+            outputs=group.outputs.take(order),
+            examples=take_examples(group.examples, order),
+            rows=group.rows[order],
+        )
+
+    members, non_members = moved(subject.members, 0), moved(subject.non_members, 1)
+    assert members is not None
+    assert non_members is not None
+    population = moved(subject.population, 2)
+    return dataclasses.replace(
+        subject, members=members, non_members=non_members, population=population
+    )
+
+
+def test_a_report_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    """Every figure, the self-test's and the queried records' too, and no model trained again."""
+    plan = dataclasses.replace(PLAN, query_records=60, queries=100)
+    cache = ReferenceCache(folder=tmp_path / "cache")
+    whole = desk_subject(trained())
+    once = run_audit(whole, plan, seed=2, cache=cache)
+    again = run_audit(reordered(whole, seed=5), plan, seed=2, cache=cache)
+    assert to_json(once) == to_json(again)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_report_on_saved_answers_does_not_depend_on_the_order() -> None:
+    """Answers without records have keys of their own."""
+    whole = desk_subject(trained())
+    assert whole.population is not None
+    answers = subject_of_outputs(
+        members=whole.members.outputs,
+        non_members=whole.non_members.outputs,
+        population=whole.population.outputs,
+    )
+    once = run_audit(answers, PLAN, seed=2)
+    assert to_json(once) == to_json(run_audit(reordered(answers, seed=5), PLAN, seed=2))
