@@ -225,7 +225,8 @@ def test_surplus_non_members_serve_as_population() -> None:
     """Where nobody handed in a population, non-members beyond the members' number are one."""
     outputs = subject(untrained()).non_members
     more = Outputs(
-        logits=np.tile(outputs.outputs.logits, (3, 1)), labels=np.tile(outputs.outputs.labels, 3)
+        logits=np.concatenate([scale * outputs.outputs.logits for scale in (1.0, 2.0, 3.0)]),
+        labels=np.tile(outputs.outputs.labels, 3),
     )
     few = subject_of_outputs(members=subject(untrained()).members.outputs, non_members=more)
     with_references = arranged(few, with_references=True, seed=0)
