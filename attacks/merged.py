@@ -18,6 +18,7 @@ Loads no torch: a server's worker runs this.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,10 @@ from tacit.attacks.plans import PRIORS, AuditPlan
 from tacit.attacks.score_bins import SCALES
 from tacit.attacks.significance import LEVEL
 from tacit.attacks.wording import (
+    ALL_NOISE,
     LIMITS,
+    VOID,
+    Counted,
     evidence_line,
     inconclusive_line,
     overall_line,
@@ -118,40 +122,34 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
     """
     level = merged.correction.level_each
     rocs, skipped = _curves(histograms)
-    found = [_finding(name, roc, merged, level) for name, roc in rocs.items()]
+    counted = _counted(histograms)
+    found = [_finding(name, roc, merged, counted) for name, roc in rocs.items()]
     tested = null_test(
         [roc.histogram for roc in rocs.values()],
         is_evidence=lambda roc: is_evidence(roc, level=level),
         permutations=PERMUTATIONS,
         seed=merged.audit.seed,
     )
-    reasons = tuple(
-        reason
-        for reason, holds in (
-            ("the null self-test failed: this report is void", tested and not tested.passed),
-            ("noise hides how many records there are", not found),
-        )
-        if holds
-    )
     void = tested is not None and not tested.passed
+    doubts = tuple(doubt for doubt, holds in ((VOID, void), (ALL_NOISE, not found)) if holds)
     if void:
-        found = [_voided(finding, reasons[0]) for finding in found]
+        found = [_voided(finding, VOID.why) for finding in found]
     strongest = _strongest(found)
-    line = overall_line(found, strongest)
-    outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
-    if reasons:
-        outcome = Outcome.INCONCLUSIVE
-        line = inconclusive_line(reasons, line if found else "nothing")
+    if doubts:
+        outcome, line = Outcome.INCONCLUSIVE, inconclusive_line(doubts, ())
+    else:
+        outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
+        line = overall_line(found, strongest, standard_error=counted.standard_error)
     return AuditResult(
         outcome=outcome,
         line=line,
         strongest=None if strongest is None else strongest.probe,
-        is_conclusive=not reasons,
-        reasons=reasons,
+        is_conclusive=not doubts,
+        reasons=tuple(doubt.why for doubt in doubts),
         interrupted=False,
         plan=merged.plan,
         seed=merged.audit.seed,
-        audited=_audited(merged, histograms),
+        audited=_audited(merged, counted),
         probes=tuple(found),
         skipped=skipped,
         self_test=tested,
@@ -181,28 +179,24 @@ def _curves(
     return rocs, tuple(skipped)
 
 
-def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, level: float) -> ProbeFinding:
+def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, counted: Counted) -> ProbeFinding:
+    level = merged.correction.level_each
     auc = _auc_finding(roc, level)
     points = tuple(_point(roc, fpr, level) for fpr in FPRS)
     evident = auc.is_evidence or any(point.is_evidence for point in points)
-    members, others = round(roc.members), round(roc.non_members)
     best = max(
         (point for point in points if point.is_evidence),
         key=lambda point: point.tpr.low / point.asked_fpr,
         default=None,
     )
-    line = (
-        evidence_line(auc, best)
-        if evident
-        else power_line(auc, points, members=members, others=others)
-    )
+    line = evidence_line(auc, best) if evident else power_line(auc, points, counted)
     return ProbeFinding(
         probe=name,
         source=SCALES[name].source,
         outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
         line=line,
-        members=members,
-        non_members=others,
+        members=counted.members,
+        non_members=counted.others,
         auc=auc,
         balanced_accuracy=_balanced_accuracy(roc),
         points=points,
@@ -213,7 +207,7 @@ def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, level: float) -> Pr
 
 def _note(roc: BinnedRoc, merged: MergedAudit) -> str:
     noise = roc.histogram.noise_sd
-    counts = f"noise of standard deviation {noise:.3g} on each count" if noise else "exact counts"
+    counts = f"noise of standard deviation {noise:.3g} on each sum" if noise else "exact counts"
     low, high = roc.auc_bounds
     return (
         f"run by the nodes of {merged.owners} owners, each on its owner's own records; merged as "
@@ -332,22 +326,36 @@ def _voided(finding: ProbeFinding, reason: str) -> ProbeFinding:
     return dataclasses.replace(finding, outcome=Outcome.INCONCLUSIVE, line=line)
 
 
-def _audited(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram]) -> AuditedFinding:
-    """Return whose records: as many as the histograms say, on average, noise included."""
+def _counted(histograms: Mapping[str, ScoreHistogram]) -> Counted:
+    """Return how many records there are: each is in every histogram, so the mean of their sums.
+
+    One number for the whole report: the sums differ by noise alone.
+    """
     sides = [
         max(0, round(float(np.mean([getattr(each, side).sum() for each in histograms.values()]))))
         for side in ("members", "non_members")
     ]
+    variances = [len(each.members) * each.noise_sd**2 for each in histograms.values()]
+    return Counted(
+        members=sides[0],
+        others=sides[1],
+        standard_error=math.sqrt(sum(variances)) / len(variances),
+    )
+
+
+def _audited(merged: MergedAudit, counted: Counted) -> AuditedFinding:
+    """Return whose records."""
     return AuditedFinding(
         form="model",
-        given_members=sides[0],
-        given_non_members=sides[1],
-        members=sides[0],
-        non_members=sides[1],
+        given_members=counted.members,
+        given_non_members=counted.others,
+        members=counted.members,
+        non_members=counted.others,
         population=0,
         classes=merged.classes,
         member_accuracy=None,
         non_member_accuracy=None,
+        standard_error=counted.standard_error,
     )
 
 

@@ -6,7 +6,7 @@ each test is held to the level that it is handed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ from tacit.attacks.significance import (
     least_evident_tpr,
 )
 from tacit.attacks.statistics import realised, roc_of, thresholds_from_references
-from tacit.attacks.wording import evidence_line, power_line
+from tacit.attacks.wording import Counted, evidence_line, power_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +63,14 @@ class Scored:
     scores: Float64Array
     stand_in_scores: Float64Array
     stand_in_is_in: BoolArray
+
+    def without_stand_ins(self) -> Scored:
+        """Return the same scores, without references that stand for the target."""
+        return replace(
+            self,
+            stand_in_scores=self.stand_in_scores[:0],
+            stand_in_is_in=self.stand_in_is_in[:0],
+        )
 
 
 def is_evidence(roc: Roc, fprs: Sequence[float], *, level: float) -> bool:
@@ -104,12 +112,12 @@ def finding_of(
     found = [point for point in optimistic if point.is_evidence]
     best = max(found, key=lambda point: point.tpr.low / point.asked_fpr, default=None)
     evident = best is not None or auc.is_evidence
-    counts = {"members": roc.members, "others": roc.non_members}
+    counted = Counted(members=roc.members, others=roc.non_members)
     return ProbeFinding(
         probe=scored.probe,
         source=scored.source,
         outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
-        line=evidence_line(auc, best) if evident else power_line(auc, optimistic, **counts),
+        line=evidence_line(auc, best) if evident else power_line(auc, optimistic, counted),
         members=roc.members,
         non_members=roc.non_members,
         auc=auc,
