@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -32,6 +33,7 @@ from tacit.client.isolation import Isolation, probe
 from tacit.client.ledger_view import naming_known, verify_ledger_there
 from tacit.client.link import Link
 from tacit.client.local import serve_local
+from tacit.client.members import load_pinned
 from tacit.client.node import Node
 from tacit.client.preparation import Preparation
 from tacit.client.renewal import keep_certificate
@@ -42,11 +44,13 @@ from tacit.client.store import STORE_NAME, Decision, Store, open_store
 from tacit.client.workers import Workers
 from tacit.core.errors import RefusedError, TrustError
 from tacit.core.files import write_atomic
+from tacit.core.keys import node_id_of
 from tacit.core.membership import Membership
 from tacit.core.specification import PrivacyMode, RunSpec
 from tacit.core.state import open_state
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
+from tacit.privacy.secagg.terms import Member
 from tacit.protos import fleet_pb2
 from tacit.protos.memory import keep_large_buffers
 
@@ -99,6 +103,12 @@ def run_client(home: Path) -> None:
         asyncio.run(_serve(state, parts))
 
 
+def _pinned(folder: Path, membership: Membership) -> dict[str, Member]:
+    """Return the members whom the owner has pinned; a node id belongs to a key."""
+    keys = load_pinned(folder, membership).keys
+    return {name: Member(node_id=node_id_of(key), enrolment_key=key) for name, key in keys.items()}
+
+
 @contextlib.contextmanager
 def assembled(state: StateDirectory) -> Iterator[Assembled]:
     """Open everything that a node needs, and close it again."""
@@ -127,6 +137,8 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         split_key=_split_key(state.path / SPLIT_KEY_NAME),
         ledger=ledger,
         public_key=keys.enrolment_public_key,
+        sign=keys.enrolment.sign,
+        pinned=functools.partial(_pinned, state.path, membership),
     )
     try:
         with naming_known(heads):

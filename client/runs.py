@@ -42,11 +42,12 @@ from tacit.protos import pipe_pb2
 from tacit.protos.manifest import items_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tacit.client.charges import Charges
     from tacit.privacy.ledger import Ledger
+    from tacit.privacy.secagg.terms import Member
 
 RUNS_FOLDER = "runs"
 APP_CHANGED = (
@@ -73,7 +74,10 @@ class Surroundings:
         fresh_key: 32 random bytes.
         split_key: the owner's key for row hashes.
         ledger: what the owner's records have been charged with.
-        public_key: of the key that signs the ledger's head.
+        public_key: of the enrolment key, which signs the ledger's head.
+        sign: signs with that key.
+        pinned: the members whom the owner has pinned, by name, this node itself among them; read
+            anew at each call.
     """
 
     folder: Path
@@ -86,6 +90,8 @@ class Surroundings:
     split_key: bytes
     ledger: Ledger
     public_key: bytes
+    sign: Callable[[bytes], bytes]
+    pinned: Callable[[], Mapping[str, Member]]
 
 
 class Runs:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tacit.core.errors import ConfigError, RefusedError
+from tacit.core.results import result_schema
 from tacit.privacy.distributed.account import LARGEST
 from tacit.privacy.distributed.encoding import decode
 from tacit.privacy.layout import Form, Layout
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tacit.core.secagg_spec import SecureAggregationSpec
-    from tacit.core.specification import MetricSpec
+    from tacit.core.specification import MetricSpec, RunSpec
     from tacit.privacy.distributed.account import DistributedNoise
     from tacit.privacy.layout import Float64Array, Words
 
@@ -101,28 +102,37 @@ class SecurePlan:
         return changes
 
 
-def plain_plan(
-    secure: SecureAggregationSpec,
-    arrays: Sequence[Form],
-    *,
-    metrics: Mapping[str, MetricSpec],
-    weight_key: str,
-) -> SecurePlan:
-    """Return the plan of sums without noise of their own.
+def secure_plan(spec: RunSpec, arrays: Sequence[Form]) -> SecurePlan:
+    """Return what all members of a run agree on about one vector.
 
     Args:
-        secure: the run's table.
-        arrays: of the model.
-        metrics: what a reply to ``train`` may carry, by name, the weight among them.
-        weight_key: name of the weight.
+        spec: of a run with a table of secure aggregation.
+        arrays: of the model, in the order of the instruction.
 
     Raises:
-        ConfigError: there is no weight, or a metric is no single number (``E-SECAGG-METRIC``).
+        ConfigError: the replies have no weight, or a metric that is no number
+            (``E-SECAGG-METRIC``); or the run sums nothing unseen (``E-SECAGG-NONE``).
+        RefusedError: no such sum is built for the mode (``E-MODE-NOT-BUILT``).
     """
-    if weight_key not in metrics:
+    if spec.secure_aggregation is None:
+        raise ConfigError("E-SECAGG-NONE", "expected a run with [secure_aggregation]")
+    if spec.privacy.mode.is_distributed:
+        raise RefusedError("E-MODE-NOT-BUILT", f'mode "{spec.privacy.mode.value}" is not built')
+    return _plain_plan(spec, spec.secure_aggregation, arrays)
+
+
+def weight_key(spec: RunSpec) -> str:
+    """Return the metric by which the strategy weighs replies."""
+    return str(spec.strategy.parameters.get("weighted_by_key", "num-examples"))
+
+
+def _plain_plan(spec: RunSpec, secure: SecureAggregationSpec, arrays: Sequence[Form]) -> SecurePlan:
+    """Return the plan of sums without noise of their own."""
+    metrics, weight = _train_metrics(spec), weight_key(spec)
+    if weight not in metrics:
         raise ConfigError(
             "E-SECAGG-METRIC",
-            f"expected the weight {weight_key!r} among the metrics of a reply to train, got "
+            f"expected the weight {weight!r} among the metrics of a reply to train, got "
             f"{sorted(metrics)}",
             hint="A secure sum is a weighted mean: declare the weight, or weights of 1.",
         )
@@ -131,12 +141,11 @@ def plain_plan(
         raise ConfigError(
             "E-SECAGG-METRIC", f"expected single numbers in a secure sum, got lists: {lists}"
         )
-    declared = metrics[weight_key].range[1]
-    most_weight = max(1, int(min(declared, secure.max_weight)))
+    most_weight = max(1, int(min(metrics[weight].range[1], secure.max_weight)))
     ranges = {
         name: metric.range
         for name, metric in metrics.items()
-        if name != weight_key and metric.range[0] < metric.range[1]
+        if name != weight and metric.range[0] < metric.range[1]
     }
     layout = Layout(arrays=tuple(arrays), metrics=ranges, weighted=True, most_weight=most_weight)
     bound = secure.coordinate_bound * most_weight
@@ -144,6 +153,11 @@ def plain_plan(
     return SecurePlan(
         layout=layout, secure=secure, scale=(LARGEST - count) / (count * bound), bound=bound
     )
+
+
+def _train_metrics(spec: RunSpec) -> Mapping[str, MetricSpec]:
+    schema = result_schema(spec)
+    return schema["train"].metrics if "train" in schema else {}
 
 
 def terms_of(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tacit.core.errors import ProtocolError
 from tacit.protos.manifest import NUMPY_STYPE, array_of, placed
 from tacit.protos.records_pb2 import ArrayEntry, Manifest, Record
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from tacit.protos.fleet_pb2 import InstructionHead

@@ -27,8 +27,10 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from tacit.core.configuration import load_config
 from tacit.core.errors import UnavailableError
 from tacit.core.identity import Authority, load_certificate
+from tacit.core.keys import node_id_of
 from tacit.core.logs import configure_logging
 from tacit.core.state import StateDirectory, open_state
+from tacit.privacy.secagg.terms import Member
 from tacit.protos.channel import (
     enrolment_credentials,
     local_credentials,
@@ -183,6 +185,12 @@ class Daemon:
             grace_s=self._config.times.grace_s,
             tell=self.sessions.send,
             member=lambda node_id: self._names.get(node_id, str(node_id)),
+            directory=lambda: {
+                one.name: Member(
+                    node_id=node_id_of(one.enrolment_key), enrolment_key=one.enrolment_key
+                )
+                for one in membership.directory()
+            },
             keep_head=heads.keep,
             changed=self._changed,
             now=time.time,

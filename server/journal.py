@@ -33,6 +33,7 @@ from tacit.server.rounds import Entry, Exchange
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tacit.privacy.secagg.terms import Member
     from tacit.server.configuration import LimitsConfig
     from tacit.server.rounds import Effect
     from tacit.server.spool import Spool
@@ -52,6 +53,7 @@ class JournalSurroundings:
         grace_s: see the rules of the exchange.
         tell: queues a task for a node.
         member: the name of a node's member.
+        directory: all enrolled clients by name, for who sums updates unseen.
         keep_head: remembers how far a node's ledger has come; raises TrustError if it went back.
         changed: called after each event of the run.
         now: seconds since 1970.
@@ -64,6 +66,7 @@ class JournalSurroundings:
     grace_s: float
     tell: Callable[[int, fleet_pb2.Task], None]
     member: Callable[[int], str]
+    directory: Callable[[], Mapping[str, Member]]
     keep_head: Callable[[int, fleet_pb2.LedgerHead], None]
     changed: Callable[[str], None]
     now: Callable[[], float]

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tacit.core.artifacts import RunFolder, sha256_file, write_atomic
+from tacit.core.errors import ConfigError
 from tacit.core.specification import canonical_json, specification_sha256, to_plain
+from tacit.privacy.secagg.terms import Member
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MEMBERS_NAME = "members.json"
+DIRECTORY_NAME = "directory.json"
 DECISIONS_NAME = "decisions.json"
 
 
@@ -164,14 +167,49 @@ class RunManifest:
         write_atomic(self._folder.manifest, text.encode() + b"\n", durable=durable)
 
 
-def write_members(folder: RunFolder, names: Mapping[int, str]) -> None:
+def write_members(
+    folder: RunFolder, names: Mapping[int, str], directory: Mapping[str, Member]
+) -> None:
     """Tell the run's worker, which knows node ids alone, what the members are called.
+
+    Args:
+        folder: of the run.
+        names: by node id.
+        directory: every client with its enrolment key, by name; for secure aggregation.
 
     Raises:
         UnavailableError: the disk is full or cannot be written.
     """
     text = json.dumps({str(node_id): names[node_id] for node_id in sorted(names)}, indent=1)
     write_atomic(folder.path / MEMBERS_NAME, text.encode())
+    keys = {
+        name: {"node_id": one.node_id, "enrolment_key": one.enrolment_key.hex()}
+        for name, one in sorted(directory.items())
+    }
+    write_atomic(folder.path / DIRECTORY_NAME, json.dumps(keys, indent=1).encode())
+
+
+def read_cohort(folder: RunFolder, names: Sequence[str]) -> list[Member]:
+    """Return the members whom a run names, with their enrolment keys.
+
+    Raises:
+        ConfigError: one of them is not enrolled (``E-SECAGG-MEMBER``).
+    """
+    path = folder.path / DIRECTORY_NAME
+    keys = json.loads(path.read_bytes()) if path.exists() else {}
+    missing = [name for name in names if name not in keys]
+    if missing:
+        raise ConfigError(
+            "E-SECAGG-MEMBER",
+            f"expected all members of secure_aggregation to be enrolled, not so: {missing}",
+            hint="tacit server members lists the clients; names are those of the invitations.",
+        )
+    return [
+        Member(
+            node_id=keys[name]["node_id"], enrolment_key=bytes.fromhex(keys[name]["enrolment_key"])
+        )
+        for name in names
+    ]
 
 
 def write_decisions(folder: RunFolder, decisions: Mapping[str, Mapping[str, str]]) -> None:

@@ -15,11 +15,13 @@ import numpy as np
 from tacit.core.errors import ProtocolError
 from tacit.protos.manifest import array_of, check_manifest, is_raw, placed, value_of
 from tacit.protos.records_pb2 import Manifest, Record
+from tacit.protos.secure import MASKED, check_secure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tacit.core.specification import MetricSpec, ReplySpec
+    from tacit.protos.fleet_pb2 import InstructionHead
     from tacit.server.configuration import LimitsConfig
 
 _CODE = re.compile(r"E-[A-Z0-9-]{1,60}")
@@ -57,6 +59,22 @@ def verify_reply(
             _verify_metrics(record, declared.metrics)
         elif record.kind == Record.CONFIG:
             raise ProtocolError("E-REPLY-SCHEMA", "expected arrays and metrics, got a config")
+
+
+def verify_secure_reply(
+    reply: Manifest, *, instruction: InstructionHead, limits: LimitsConfig
+) -> None:
+    """Check the manifest of a reply in a session of secure aggregation.
+
+    A vector comes in answer to training, or to the shares that were dealt, and nowhere else; how
+    long it must be, the session knows, and here is only what the model bounds.
+
+    Raises:
+        ProtocolError: a rule is broken; the code says which.
+    """
+    check_manifest(reply, max_bytes=limits.max_update_bytes, max_arrays=2)
+    vector = instruction.message_type in ("train", MASKED)
+    check_secure(reply, most_vector_bytes=limits.max_update_bytes if vector else 0)
 
 
 def verify_finite(reply: Manifest, payload: memoryview) -> None:

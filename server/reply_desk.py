@@ -18,10 +18,16 @@ from tacit.core.specification import PrivacyMode
 from tacit.protos import fleet_pb2
 from tacit.protos.payload import map_payload
 from tacit.protos.records_pb2 import AppFailure
+from tacit.protos.secure import has_vector
 from tacit.server.claims import plain_epsilon, verify_claim
 from tacit.server.grid_messages import head_for_node, receipt_of
 from tacit.server.journal import Changes, RunJournal
-from tacit.server.replies import stable_code, verify_finite, verify_reply
+from tacit.server.replies import (
+    stable_code,
+    verify_finite,
+    verify_reply,
+    verify_secure_reply,
+)
 from tacit.server.rounds import Entry, Outcome
 
 if TYPE_CHECKING:
@@ -93,14 +99,18 @@ class ReplyDesk:
             return self._accept_failure(entry, head)
         instruction = self._journal.rows[entry.instruction.message_id].head
         with self._failing(entry):
-            verify_reply(
-                head.manifest,
-                instruction=instruction.manifest,
-                message_type=instruction.message_type,
-                schema=self._schema,
-                limits=self._journal.around.limits,
-            )
-            self._verify_claim(node_id, head, instruction.message_type)
+            limits = self._journal.around.limits
+            if instruction.HasField("secure"):
+                verify_secure_reply(head.manifest, instruction=instruction, limits=limits)
+            else:
+                verify_reply(
+                    head.manifest,
+                    instruction=instruction.manifest,
+                    message_type=instruction.message_type,
+                    schema=self._schema,
+                    limits=limits,
+                )
+            self._verify_claim(node_id, head, instruction)
         size, sha256 = head.manifest.payload_bytes, head.manifest.payload_sha256
         return self._spool.stage(entry.wire_id, size=size, sha256=sha256)
 
@@ -139,15 +149,22 @@ class ReplyDesk:
             raise _closed(head.message_id) from error
         verify_finite(head.manifest, payload[: staged.expected_bytes])
 
-    def _verify_claim(self, node_id: int, head: fleet_pb2.ReplyHead, message_type: str) -> None:
+    def _verify_claim(
+        self, node_id: int, head: fleet_pb2.ReplyHead, instruction: fleet_pb2.InstructionHead
+    ) -> None:
         """Take no reply whose cost the owner's own ledger does not stand for.
 
-        The opening of canaries, the one query of such a run, costs nothing.
+        The opening of canaries, the one query of such a run, costs nothing; nor do the steps of
+        secure aggregation, but for a masked vector.
         """
         if head.HasField("claim"):
             verify_claim(head.claim)
             self._journal.around.keep_head(node_id, head.claim.ledger)
-        elif self._claimed and not (self._opens and message_type == "query"):
+            return
+        free = self._opens and instruction.message_type == "query"
+        if instruction.HasField("secure"):
+            free = not has_vector(head.manifest)
+        if self._claimed and not free:
             raise ProtocolError("E-CLAIM-MISSING", "expected a reply with its charge, got none")
 
     def _accept_failure(self, entry: Entry, head: fleet_pb2.ReplyHead) -> fleet_pb2.Receipt:

@@ -399,7 +399,7 @@ class Scheduler:
     def _name_members(self, run: ActiveRun) -> None:
         names = {node_id: self._around.member(node_id) for node_id in run.decisions}
         try:
-            write_members(run.folder, names)
+            write_members(run.folder, names, self._around.directory())
             write_decisions(run.folder, plain_decisions(run.decisions, names))
         except TacitError as error:  # the manifest has node ids all the same
             log.warning("members not named", extra={"fields": {"why": error.code}})

@@ -16,6 +16,7 @@ The rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 
-from tacit.core.errors import AppError, ProtocolError, TacitError
+from tacit.core.errors import AppError, ProtocolError, TacitError, TrustError
 from tacit.privacy.secagg.server import ServerSession
-from tacit.privacy.secure_sum import forms_of, terms_of
+from tacit.privacy.secure_sum import forms_of, secure_plan, terms_of, weight_key
 from tacit.protos.codec import encode_records
 from tacit.protos.fleet_pb2 import InstructionHead, ReplyHead, SecureStep
 from tacit.protos.flower import array_record, make_reply
@@ -44,7 +45,6 @@ from tacit.protos.secure import (
     read_secure,
 )
 from tacit.server.grid import Question
-from tacit.server.secure_plans import plan_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from tacit.privacy.layout import Words
     from tacit.privacy.secagg.server import Sum
     from tacit.privacy.secagg.terms import Member
-    from tacit.privacy.secure_sum import SecurePlan
     from tacit.server.grid import Result, TacitGrid
 
 log = logging.getLogger("tacit.server.secure_round")
@@ -113,7 +112,7 @@ class SecureRounds:
         """
         content = _one_content(messages)
         key, received = _model_of(content)
-        plan = plan_of_run(self._spec, forms_of(received))
+        plan = secure_plan(self._spec, forms_of(received))
         terms = terms_of(
             plan,
             self._members,
@@ -139,23 +138,19 @@ class SecureRounds:
         mean = plan.decode(total.values)
         mean /= weight
         arrays = plan.layout.updated(received, mean)
-        mean_reply = self._reply(messages, total, key, arrays, {**metrics, self._weight: weight})
+        metrics[weight_key(self._spec)] = weight
+        mean_reply = self._reply(messages, total, RecordDict({key: array_record(arrays)}), metrics)
         return Secured(replies=[mean_reply, *replies], survivors=total.survivors)
-
-    @property
-    def _weight(self) -> str:
-        return str(self._spec.strategy.parameters.get("weighted_by_key", "num-examples"))
 
     def _reply(
         self,
         messages: Sequence[Message],
         total: Sum,
-        key: str,
-        arrays: Arrays,
+        content: RecordDict,
         metrics: Mapping[str, int | float],
     ) -> Message:
         first = next(m for m in messages if _node(m) == total.survivors[0])
-        content = RecordDict({key: array_record(arrays), "metrics": MetricRecord(dict(metrics))})
+        content["metrics"] = MetricRecord(dict(metrics))
         head = ReplyHead(run_id=self._run_id, message_id=first.metadata.message_id)
         return make_reply(head, content, node_id=_node(first), instruction=first)
 
@@ -183,7 +178,9 @@ class _Exchange:
         member_ids = {member.node_id for member in session.terms.members}
         nodes = [node for node in nodes if node in member_ids]
         model = _digest_of(content)
-        step = SecureStep(terms=self._terms, session=session.terms.digest, step=1, model=model)
+        step = SecureStep(
+            terms=self._terms, session=session.terms.digest, step=1, model_sha256=model
+        )
         questions = [
             Question(node_id=node, message_type="train", content=content, secure=step)
             for node in nodes
@@ -191,7 +188,7 @@ class _Exchange:
         training = self._grid.send(questions, timeout_s=timeout_s)
         self._play(KEYS, dict.fromkeys(nodes, b""), session.take_keys, step)
         key_list = session.end_keys(model=model)
-        step = SecureStep(session=session.terms.digest, step=1, model=model)
+        step = SecureStep(session=session.terms.digest, step=1, model_sha256=model)
         self._play(SHARES, dict.fromkeys(self._left(), key_list), session.take_shares, step)
         deliveries = session.end_shares()
         held = set()
@@ -244,12 +241,69 @@ class _Exchange:
             Question(node_id=node, message_type=message_type, content=contents[body], secure=step)
             for node, body in sorted(bodies.items())
         ]
-        for result in self._grid.wait(self._grid.send(questions, timeout_s=STEP_S), timeout_s=STEP_S):
+        sent = self._grid.send(questions, timeout_s=STEP_S)
+        for result in self._grid.wait(sent, timeout_s=STEP_S):
             if self._answered(result):
                 yield result
+
+    @contextlib.contextmanager
+    def _losing(self, node_id: int) -> Iterator[None]:
+        """Count a member as lost if what it sent is refused; the round goes on without it."""
+        try:
+            yield
+        except (ProtocolError, TrustError) as error:
+            self.failed.setdefault(node_id, error.code)
 
     def _answered(self, result: Result) -> bool:
         if result.head.WhichOneof("outcome") == "manifest":
             return True
         self.failed.setdefault(result.node_id, result.head.failure.reason)
         return False
+
+
+def _one_content(messages: Sequence[Message]) -> RecordDict:
+    """Return what all messages say; most strategies give them one object."""
+    first = messages[0].content
+    if all(message.content is first for message in messages):
+        return first
+    digests = {_digest_of(message.content) for message in messages}
+    if len(digests) != 1:
+        raise AppError(
+            "E-SECAGG-CONTENT",
+            "expected the strategy to ask all members for the same, got different instructions",
+            hint="Under secure aggregation masks cancel only between members who got the same.",
+        )
+    return first
+
+
+def _digest_of(content: RecordDict) -> bytes:
+    head = InstructionHead(message_type="train", manifest=encode_records(content).manifest)
+    return model_digest(head)
+
+
+def _model_of(content: RecordDict) -> tuple[str, Arrays]:
+    """Return the one record of arrays of an instruction: its key, and the arrays by name."""
+    records = list(content.array_records.items())
+    if len(records) != 1:
+        raise AppError(
+            "E-SECAGG-CONTENT", f"expected an instruction with one model, got {len(records)}"
+        )
+    key, record = records[0]
+    return key, {name: array.numpy() for name, array in record.items()}
+
+
+def _read(result: Result) -> tuple[bytes, Words | None]:
+    manifest = result.head.manifest
+    check_manifest(manifest, max_bytes=len(result.payload))
+    check_secure(manifest, most_vector_bytes=len(result.payload))
+    return read_secure(manifest, result.payload)
+
+
+def _node(message: Message) -> int:
+    return int(message.metadata.dst_node_id)
+
+
+def _failure(message: Message, failed: Mapping[int, str]) -> Message:
+    reason = failed[_node(message)]
+    head = ReplyHead(failure=AppFailure(code=_RAISED, reason=reason))
+    return make_reply(head, None, node_id=_node(message), instruction=message)

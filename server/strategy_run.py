@@ -39,15 +39,16 @@ from tacit.server.checkpoint import (
     save_checkpoint,
     seed_generators,
 )
-from tacit.server.manifest import RoundEntry, RunManifest
+from tacit.server.manifest import RoundEntry, RunManifest, read_cohort
 from tacit.server.noised_metrics import merge_noised_metrics
 from tacit.server.round_failure import failures_of, failures_text, round_failed
+from tacit.server.secure_round import SecureRounds
 from tacit.server.strategies import build_strategy, restore_state, state_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flwr.app import MetricRecord
+    from flwr.app import Message, MetricRecord
     from flwr.serverapp.strategy import Strategy
 
     from tacit.core.artifacts import Arrays, RunFolder
@@ -96,6 +97,15 @@ class StrategyRun:
         self._grid = grid
         self._checkpoint = checkpoint
         self._strategy: Strategy = build_strategy(self._run)
+        self._secure = None
+        if self._run.secure_aggregation is not None:
+            self._secure = SecureRounds(
+                task.run_id,
+                self._run,
+                task.specification_sha256,
+                grid=grid,
+                members=read_cohort(task.folder, self._run.secure_aggregation.members),
+            )
         if checkpoint.round_number:
             restore_state(self._run, self._strategy, checkpoint.arrays, checkpoint.numbers)
         self._weights = load_arrays(self._weights_file(checkpoint.round_number))
@@ -148,11 +158,10 @@ class StrategyRun:
                 )
                 cohort = sorted(message.metadata.dst_node_id for message in messages)
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
-                replies = self._grid.send_and_receive(messages, timeout=people.round_deadline_s)
+                replies, good = self._replies(messages, number, attempt)
             note_commitments(self._task, self._grid, self._manifest, round_number=number)
-            answered = [reply for reply in replies if not reply.has_error()]
             failed = failures_of(replies)
-            if len(answered) >= people.min_clients:
+            if good >= people.min_clients:
                 arrays, metrics = self._strategy.aggregate_train(number, replies)
                 if arrays is not None:
                     self._weights = self._checked(arrays, number)
@@ -168,12 +177,25 @@ class StrategyRun:
                 reason = "the strategy made no aggregate of them"
             else:
                 reason = f"{people.min_clients} are needed"
-            reason = f"{len(answered)} of {len(cohort)} replies are good and {reason}"
+            reason = f"{good} of {len(cohort)} replies are good and {reason}"
             codes = {self._manifest.member(node): code for node, code in failed.items()}
             if codes:
                 reason += "; " + failures_text(codes)
             log.warning("round attempt failed", extra={"fields": {"round": number, "why": reason}})
         raise round_failed(number, attempts=people.max_attempts, reason=reason, failed=codes)
+
+    def _replies(
+        self, messages: list[Message], number: int, attempt: int
+    ) -> tuple[list[Message], int]:
+        """Return the replies to an attempt, and of how many members there is something good."""
+        timeout_s = self._run.participation.round_deadline_s
+        if self._secure is None:
+            replies = list(self._grid.send_and_receive(messages, timeout=timeout_s))
+            return replies, sum(not reply.has_error() for reply in replies)
+        secured = self._secure.attempt(
+            messages, round_number=number, attempt=attempt, timeout_s=timeout_s
+        )
+        return secured.replies, len(secured.survivors)
 
     def _wait_for_nodes(self, number: int) -> list[int]:
         needed = self._run.participation.min_clients

@@ -39,6 +39,7 @@ from tacit.core.specification import (
 from tacit.learning.models import initial_arrays
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
+from tacit.privacy.secagg.terms import Member
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.server.app import run_task
@@ -125,10 +126,18 @@ class Trial:
         names: of the owners, by node id.
     """
 
-    def __init__(self, nodes: Mapping[int, Node], names: Mapping[int, str], workers: int) -> None:
+    def __init__(
+        self,
+        nodes: Mapping[int, Node],
+        names: Mapping[int, str],
+        workers: int,
+        *,
+        members: Mapping[str, Member],
+    ) -> None:
         self.nodes = nodes
         self.names = names
         self._workers = workers
+        self._members = members
 
     def play(
         self,
@@ -144,7 +153,7 @@ class Trial:
             RefusedError: an owner's node does not approve the run; the message says why.
             TacitError: the run failed.
         """
-        write_members(folder, self.names)
+        write_members(folder, self.names, self._members)
         tell = _Journal(path=folder.events, names=self.names, watch=watch)
         canonical = canonical_json(specification)
         set_task_identity(run_id=flower_run_id(run_id), node_id=SERVER_NODE_ID)
@@ -199,13 +208,22 @@ def open_trial(
     names = {owner.node_id: owner.name for owner in owners}
     with ExitStack() as stack:
         runner, key = _runner(stack, workers), split_key or os.urandom(32)
+        keys = {owner.name: ed25519.Ed25519PrivateKey.generate() for owner in owners}
+        members = {owner.name: _member(owner, keys[owner.name]) for owner in owners}
         nodes = {
             owner.node_id: _open_node(
-                stack, specification, owner, out, runner=runner(), split_key=key
+                stack,
+                specification,
+                owner,
+                out,
+                runner=runner(),
+                split_key=key,
+                key=keys[owner.name],
+                members=members,
             )
             for owner in owners
         }
-        yield Trial(nodes, names, workers)
+        yield Trial(nodes, names, workers, members=members)
 
 
 def simulate(
@@ -327,13 +345,14 @@ def _open_node(
     *,
     runner: AppRunner,
     split_key: bytes,
+    key: ed25519.Ed25519PrivateKey,
+    members: Mapping[str, Member],
 ) -> Node:
     make_private_folder(out / "owners")
     folder = out / "owners" / owner.name
     make_private_folder(folder)
     store = open_store(folder / "client.sqlite")
     stack.callback(store.close)
-    key = ed25519.Ed25519PrivateKey.generate()
     ledger = Ledger.open(folder / LEDGER_NAME, signer=key.sign, clock=time.time)
     stack.callback(ledger.close)
     around = Surroundings(
@@ -347,12 +366,18 @@ def _open_node(
         split_key=split_key,
         ledger=ledger,
         public_key=key.public_key().public_bytes_raw(),
+        sign=key.sign,
+        pinned=lambda: members,
     )
     data_set, policy = owner.data_set, owner.policy
     if policy is None:
         data_set, policy = replace(data_set, budget=MAX_EPSILON), _policy(specification)
     config = ClientConfig(data_sets={specification.data_set: data_set}, policy=policy)
     return Node(node_id=owner.node_id, config=config, store=store, around=around)
+
+
+def _member(owner: Owner, key: ed25519.Ed25519PrivateKey) -> Member:
+    return Member(node_id=owner.node_id, enrolment_key=key.public_key().public_bytes_raw())
 
 
 def _policy(specification: RunSpec) -> Policy:

@@ -180,6 +180,8 @@ def make_node(
         "split_key": bytes(32),
         "ledger": open_ledger(folder),
         "public_key": KEY.public_key().public_bytes_raw(),
+        "sign": KEY.sign,
+        "pinned": dict,
     }
     folder.chmod(0o700)
     node = Node(
