@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from tacit.client.charges import Charges
     from tacit.privacy.ledger import Ledger
+    from tacit.privacy.secagg.guard import Guard
     from tacit.privacy.secagg.terms import Member
 
 RUNS_FOLDER = "runs"
@@ -78,6 +79,7 @@ class Surroundings:
         sign: signs with that key.
         pinned: the members whom the owner has pinned, by name, this node itself among them; read
             anew at each call.
+        guard: remembers what must not happen twice in secure aggregation.
     """
 
     folder: Path
@@ -92,6 +94,7 @@ class Surroundings:
     public_key: bytes
     sign: Callable[[bytes], bytes]
     pinned: Callable[[], Mapping[str, Member]]
+    guard: Guard
 
 
 class Runs:
