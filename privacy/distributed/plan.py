@@ -77,6 +77,16 @@ class DistributedPlan:
         return self.noise.noise_multiplier
 
     @property
+    def is_private(self) -> bool:
+        """Every statement of a distributed mode has noise."""
+        return True
+
+    @property
+    def sample_rate(self) -> float:
+        """Every unit takes part in every step."""
+        return 1.0
+
+    @property
     def steps(self) -> int:
         """Noised sums over the whole run."""
         return self.releases * self.local_steps
