@@ -26,7 +26,7 @@ import dataclasses
 import hashlib
 import logging
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tacit.client.approvals import account_delta
 from tacit.client.ledger_terms import declared_terms
@@ -35,6 +35,8 @@ from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.audit_plan import audit_release
+from tacit.privacy.distributed.account import RING_BITS
+from tacit.privacy.distributed.plan import DistributedPlan, plan_of_run
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.ledger_account import mechanism_for
 from tacit.privacy.ledger_entries import (
@@ -49,7 +51,6 @@ from tacit.privacy.ledger_entries import (
     split_digest,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, verify_head
-from tacit.privacy.plan import PrivacyPlan, privacy_plan
 from tacit.protos import fleet_pb2
 
 if TYPE_CHECKING:
@@ -270,9 +271,9 @@ class Charges:
         asked = _Asked(run=run_id, message=_WHOLE_RUN)
         if specification.audit is not None:
             return [self._audit(specification, specification.audit, data_set, asked)]
-        plan = privacy_plan(specification, records=data_set.records)
+        plan = plan_of_run(specification, records=data_set.records)
         training = self._training(specification, data_set, plan, asked)
-        charges = [_times(training, plan.releases)]
+        charges = [_times(training, specification.training_releases)]
         if specification.noises("evaluate"):
             asked = asked._replace(message=f"{_WHOLE_RUN}, metrics")
             one = self._evaluation(specification, data_set, asked)
@@ -296,14 +297,14 @@ class Charges:
             return self._audit(specification, specification.audit, data_set, asked)
         if head.message_type == "evaluate":
             return self._evaluation(specification, data_set, asked)
-        plan = privacy_plan(specification, records=data_set.records)
+        plan = plan_of_run(specification, records=data_set.records)
         return self._training(specification, data_set, plan, asked)
 
     def _training(
         self,
         specification: RunSpec,
         data_set: DataSet,
-        plan: PrivacyPlan,
+        plan: RunPlan,
         asked: _Asked,
     ) -> Charge:
         by_client = plan.unit is PrivacyUnit.CLIENT
@@ -322,11 +323,16 @@ class Charges:
                 f"steps {plan.local_steps}",
                 f"normaliser {plan.normaliser:g}",
                 "ranges and categories",
+                *(("members and survivors",) if specification.secure_aggregation else ()),
             ),
-            seen_by=("the server sees each round's update", "all owners see the rounds' models"),
-            mechanism=plan.mechanism(),
+            seen_by=(
+                "the server sees the sum over all survivors"
+                if specification.secure_aggregation is not None
+                else "the server sees each round's update",
+                "all owners see the rounds' models",
+            ),
+            **_noise_of(plan),
             clip=plan.clip,
-            noise_deviation=plan.noise_deviation,
             delta=plan.delta,
             noise_source=NOISE_SOURCE,
         )
@@ -456,6 +462,17 @@ def _epsilon(charges: Sequence[Charge], terms: Terms) -> float:
         epsilon_of_events([mechanism_for(charge, charge.mechanism, unit=terms.unit)], terms.delta)
         for charge in charges
     )
+
+
+def _noise_of(plan: RunPlan) -> dict[str, Any]:
+    """Return what one answer to training is noised with: one sum's share, or all local steps."""
+    if isinstance(plan, DistributedPlan):
+        return {
+            "mechanism": plan.noise.reserve(1),
+            "integer_scale": plan.noise.scale,
+            "ring_bits": RING_BITS,
+        }
+    return {"mechanism": plan.mechanism(), "noise_deviation": plan.noise_deviation}
 
 
 def _times(charge: Charge, releases: int) -> Charge:

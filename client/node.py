@@ -366,7 +366,7 @@ class Node:
         specification = parse_specification(run.specification)
         released = self.store.count_releases(head.run_id, head.message_type)
         epsilon = run.epsilon
-        if released >= specification.participation.rounds:  # rounds were tried again
+        if released >= specification.training_releases:  # rounds were tried again
             epsilon = self._runs.epsilon(specification, released + 1)
         return Release(
             specification=specification,

@@ -40,6 +40,8 @@ class SecureAggregationSpec:
             clip of a whole update. A silo clamps what is larger, which costs accuracy alone.
         max_records: a public guess of the most records of one member, for R; 0 is
             privacy.normaliser, which counts those of all.
+        dimension: d, numbers in one member's vector, which the noise and its cost depend on in the
+            distributed modes; 0 in a file: ``tacit run submit`` counts them in the initial weights.
         max_weight: public bound on a member's weight in the mean, where sums have no noise of
             their own; a larger one is refused.
     """
@@ -52,6 +54,7 @@ class SecureAggregationSpec:
     bound: float = 0.0
     max_records: int = 0
     max_weight: int = 100_000
+    dimension: int = 0
 
     def __post_init__(self) -> None:
         # What is approved names the threshold, and the order of members says nothing.
@@ -80,7 +83,7 @@ class SecureAggregationSpec:
         if not 1 <= self.steps_per_round <= MAX_STEPS_PER_ROUND:
             text = f"expected 1 to {MAX_STEPS_PER_ROUND}, got {self.steps_per_round}"
             yield "steps_per_round", text
-        for key in ("bound", "max_records"):
+        for key in ("bound", "max_records", "dimension"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
                 yield key, f"expected 0 (derived) or more, got {value}"

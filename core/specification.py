@@ -337,6 +337,12 @@ class RunSpec:
         return self.canaries is not None and self.canaries.twin
 
     @property
+    def training_releases(self) -> int:
+        """How often an owner answers training: once a round, or once a step of a secure sum."""
+        steps = self.secure_aggregation.steps_per_round if self.secure_aggregation else 1
+        return self.participation.rounds * steps
+
+    @property
     def evaluations(self) -> int:
         """How often the owners are asked to evaluate: after every ``evaluation.every`` rounds."""
         every = self.evaluation.every
