@@ -11,6 +11,12 @@ import math
 import re
 from collections.abc import Iterator  # noqa: TC003 - read when a specification is converted
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.core.privacy_spec import PrivacyMode
+
+if TYPE_CHECKING:
+    from tacit.core.specification import RunSpec
 
 LEAST_MEMBERS = 3  # of two, each knows the other's share of a sum
 MAX_MEMBERS = 10_000
@@ -87,6 +93,28 @@ class SecureAggregationSpec:
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
                 yield key, f"expected 0 (derived) or more, got {value}"
+
+    def problems_in(self, run: RunSpec) -> Iterator[tuple[str, str]]:
+        """Yield what in this table does not fit the rest of a run."""
+        by_record = run.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED
+        people, count = run.participation, len(self.members)
+        if people.fraction != 1.0:
+            yield "participation.fraction", "members are named, not sampled: expected 1"
+        if not self.threshold <= people.min_clients <= count:
+            text = f"expected the threshold, {self.threshold}, to all {count} members"
+            yield "participation.min_clients", f"{text}, got {people.min_clients}"
+        if by_record and run.training is not None and run.training.local_steps != 1:
+            text = "each step is a sum over all members: expected 1, and"
+            yield "training.local_steps", f"{text} secure_aggregation.steps_per_round for more"
+        if not by_record and self.steps_per_round != 1:
+            yield "secure_aggregation.steps_per_round", "a whole update is summed once: expected 1"
+        if not by_record and self.max_records:
+            yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
+        if run.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and self.bound:
+            yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
+        if run.app is not None and run.app.server:
+            text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
+            yield "app.server", text
 
     def _problems_of_counts(self, count: int) -> Iterator[tuple[str, str]]:
         least = least_threshold(count)

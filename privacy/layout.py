@@ -230,6 +230,24 @@ class Layout:
             )
 
 
+def verify_unchanged(
+    layout: Layout, received: Mapping[str, Array], reply: Mapping[str, Array]
+) -> None:
+    """Check that arrays which are not laid out, and so get no noise, are as they were received.
+
+    Raises:
+        RefusedError: one of them has changed (``E-UPDATE-INTEGER``).
+    """
+    laid_out = {form.name for form in layout.arrays}
+    for name, old in received.items():
+        if name not in laid_out and old.tobytes() != reply[name].tobytes():
+            raise RefusedError(
+                "E-UPDATE-INTEGER",
+                f"array {name}: expected integers as they were received, got others",
+                hint="Nothing can noise them, so they may not change.",
+            )
+
+
 def _split(value: int, limbs: int) -> list[int]:
     return [(value >> (LIMB_BITS * index)) & _LIMB for index in range(limbs)]
 
