@@ -278,9 +278,16 @@ class ClientSession:
             return self._masked(vector, step=1, model=session.model)
 
     def _require_own(self, members: tuple[int, ...], name: str) -> None:
+        """Check that a set holds this node, enough members, and enough holders of its shares.
+
+        The last is what keeps a server from "losing" all honest neighbours of one member in a
+        sparse graph, and so from taking off every mask on its vector (Bell et al. 2020, section 4).
+        """
         if self._me not in members:
             raise _left_out(name)
         require_members(members, least=self.terms.least, step=name)
+        holders = set(self._known.holders_of(self._me)) & set(members)
+        require_members(tuple(holders), least=self.terms.threshold, step=f"{name} near this node")
 
     def _masked(self, vector: UInt32Array, *, step: int, model: bytes) -> bytes:
         """Mask in place: y = x + PRG(b) + sum over partners of +-PRG(pair), modulo 2^32."""
@@ -361,15 +368,12 @@ class ClientSession:
         statement = session.view_statement(self._senders, self._survivors)
         for node_id, signature in signed.items():
             verify_signature(
-                self._enrolment_key(node_id),
+                session.enrolment_keys[node_id],
                 statement=statement,
                 signature=signature,
                 code="E-SECAGG-SPLIT-VIEW",
                 what=f"node {node_id}'s signature on the view that this node signed",
             )
-
-    def _enrolment_key(self, node_id: int) -> bytes:
-        return next(one.enrolment_key for one in self.terms.members if one.node_id == node_id)
 
     def mask_again(self, vector: UInt32Array, *, step: int, model: bytes) -> bytes:
         """Mask the vector of a later step in place, and return its head, MASKED.

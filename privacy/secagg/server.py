@@ -293,9 +293,8 @@ class ServerSession:
         """
         self._expect(Phase.SIGNATURES, node_id)
         signature = messages.parse_signature(message, self._known.digest)
-        keys = {member.node_id: member.enrolment_key for member in self.terms.members}
         verify_signature(
-            keys[node_id],
+            self._known.enrolment_keys[node_id],
             statement=self._known.view_statement(self._senders, self._survivors),
             signature=signature,
             code="E-SECAGG-SPLIT-VIEW",

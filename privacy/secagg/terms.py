@@ -152,7 +152,7 @@ class Terms:
 
         A sparse graph is computed for a tenth dropped: among fewer members the corrupt ones, who
         all stay, would weigh more. At nine tenths the chance that any member is exposed is still
-        below 2^-68 (2^-82 at n = 300, 2^-69 at 1000).
+        below 2^-64.
         """
         count = len(self.members)
         return max(self.least, count - count // 10) if self.neighbours else self.least
