@@ -11,6 +11,7 @@ import pytest
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, TrustError, UnavailableError
 from tacit.privacy.secagg import messages
 from tacit.privacy.secagg.guard import MemoryGuard
+from tacit.privacy.secagg.keys import seal
 from tacit.privacy.secagg.session import Session, key_statement, verify_keys
 from tacit.privacy.secagg.terms import Floors
 from tests.privacy.secagg.parties import (
@@ -367,7 +368,7 @@ def test_after_unmasking_there_is_no_share_left() -> None:
     client = cohort.clients[1]
     assert client.survivors == (1, 3, 4)
     secrets = client._secrets
-    assert [{}, {}] == [secrets.seed_shares, secrets.b_shares]
+    assert [secrets.seed_shares, secrets.b_shares] == [{}, {}]
     assert not any(secrets.seed)
     assert sorted(secrets.pairs) == [3, 4]
     refused(client, "E-SECAGG-ORDER", lambda: client.unmask(b""))
@@ -393,6 +394,44 @@ def test_after_the_last_step_the_session_is_over() -> None:
     assert_wiped(client)
     with pytest.raises(UnavailableError, match="E-SECAGG-CLOSED"):
         client.mask_again(make_vector(1, dimension=5), step=3, model=MODEL)
+
+
+def test_a_session_of_one_step_is_over_once_unmasked() -> None:
+    """Its shares have left, and nothing stays; who survived is still told."""
+    cohort = Cohort(make_terms(4))
+    cohort.first(Lost(masked=[2]))
+    for client in cohort.clients.values():
+        assert_wiped(client)
+        assert client.survivors == (1, 3, 4)
+
+
+def test_keys_are_dropped_when_they_have_done_their_work() -> None:
+    """The seed and channel key once shares are dealt, the mask key and inbox once masks are on."""
+    cohort, deliveries = at_masking()
+    secrets = cohort.clients[1]._secrets
+    assert (secrets.channel, any(secrets.seed)) == (None, False)
+    cohort.clients[1].mask(deliveries[1], make_vector(1, dimension=5))
+    assert (secrets.mask, secrets.inbox) == (None, {})
+    with pytest.raises(RuntimeError, match="wiped"):
+        secrets.mask_key()
+
+
+def test_a_sealed_message_holds_numbers_of_the_field() -> None:
+    """A member that seals something else is found out when it is opened."""
+    cohort, deliveries = at_masking()
+    client, session = cohort.clients[1], session_of(cohort)
+    key = client._secrets.inbox[2]
+    forged = seal(key, b"\xff" * 64, session=session.digest, sender=2, receiver=1)
+    delivered = messages.parse_delivery(
+        deliveries[1], session.digest, among=session.ids, due=lambda _: 3
+    )
+    changed = messages.encode_delivery(
+        dataclasses.replace(delivered, sealed=(forged, *delivered.sealed[1:])),
+        session.digest,
+        among=session.ids,
+    )
+    vector = make_vector(1, dimension=5)
+    refused(client, "E-SECAGG-CIPHERTEXT", lambda: client.mask(changed, vector))
 
 
 def test_without_noise_another_attempt_sums_over_the_same_members() -> None:

@@ -77,7 +77,7 @@ def test_a_pair_has_one_mask() -> None:
         np.zeros(5, dtype=np.int32),
         np.zeros(5, dtype=np.uint64),
         np.zeros(5, dtype=">u4"),
-        np.broadcast_to(np.uint32(0), (5,)),
+        np.frombuffer(bytes(20), dtype=np.uint32),
     ],
 )
 def test_only_vectors_of_the_ring_are_masked(vector: np.ndarray) -> None:

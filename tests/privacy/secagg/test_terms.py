@@ -107,6 +107,7 @@ def test_terms_have_one_length(cut: int) -> None:
         {"threshold": 2},
         {"threshold": 5},
         {"colluders": 2},
+        {"colluders": 3, "threshold": 4},
         {"neighbours": 2},
     ],
 )
@@ -134,6 +135,11 @@ def test_the_least_number_of_members(count: int, colluders: int, least: int) -> 
     """Threshold, floor and two honest members beside the colluders, whichever is most."""
     assert make_terms(count, colluders=colluders).least == least
     assert make_terms(count, colluders=colluders, floor=count).least == count
+
+
+def test_a_sparse_graph_needs_a_quorum_of_all() -> None:
+    """Shares need 88 neighbours, the sum two thirds of all members."""
+    assert (make_terms(300).threshold, make_terms(300).least) == (88, 201)
 
 
 def test_a_sparse_graph_needs_nine_tenths_of_the_keys() -> None:
