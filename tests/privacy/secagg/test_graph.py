@@ -40,6 +40,22 @@ def test_exposure_is_below_its_bound(members: int) -> None:
         assert exposed < Fraction(1, 2**bits)
 
 
+@pytest.mark.parametrize("members", [201, 300, 500, 700, 1000])
+def test_a_server_that_loses_members_of_its_choice_cannot_cut_the_graph(members: int) -> None:
+    """In exact arithmetic: two gaps of k/2 places without live honest members, below 2^-64.
+
+    Around each gap at most k + 1 - t members may be lost, and in all what is above nine tenths; the
+    rest of both gaps is corrupt by chance. The union is over all pairs of places.
+    """
+    neighbours, threshold = graph_parameters(members)
+    least = members - members // 10
+    for present in range(least, members + 1, members // 100):
+        around = 2 * (neighbours // 2 - (neighbours + 1 - threshold))
+        corrupt = max(around, neighbours - (present - least))
+        chance = exact_tail(present, members // 5, neighbours, corrupt)
+        assert math.comb(present, 2) * chance < Fraction(1, 2**64)
+
+
 def exact_tail(population: int, marked: int, drawn: int, least: int) -> Fraction:
     ways = sum(
         math.comb(marked, count) * math.comb(population - marked, drawn - count)

@@ -189,6 +189,27 @@ def test_memory_is_flat_whatever_the_number_of_members() -> None:
     assert peak < dimension  # a quarter of one vector
 
 
+def test_the_caller_can_tell_when_a_step_may_end() -> None:
+    """With the least number of members, a quorum of signatures, or a threshold of shares."""
+    cohort = Cohort(make_terms(4, steps=2))
+    server = cohort.server
+    seen = []
+    for one, client in cohort.clients.items():
+        server.take_keys(one, client.keys())
+        seen.append((server.enough, server.awaited))
+    assert seen == [(False, (2, 3, 4)), (False, (3, 4)), (True, (4,)), (True, ())]
+    deliveries = cohort.shares(server.end_keys(model=MODEL))
+    survivors = cohort.masked(deliveries)
+    assert (server.enough, server.awaited) == (False, (1, 2, 3, 4))
+    cohort.unmask(cohort.signatures(survivors))
+    assert (server.enough, server.awaited) == (True, ())
+    server.start_step(model=MODEL)
+    for one in (1, 2, 3):
+        vector = make_vector(one, dimension=5)
+        server.fold(one, cohort.clients[one].mask_again(vector, step=2, model=MODEL), vector)
+    assert (server.enough, server.awaited) == (False, (4,))
+
+
 def test_the_caller_ends_steps_in_order() -> None:
     """Ending a step that is not due is a bug of the caller."""
     server = ServerSession(make_terms(4))

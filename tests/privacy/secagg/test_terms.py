@@ -87,6 +87,11 @@ def test_terms_have_one_length(cut: int) -> None:
         {"run": ""},
         {"run": "x" * 256},
         {"members": ()},
+        {
+            "members": tuple(
+                Member(node_id=one, enrolment_key=one.to_bytes(32)) for one in range(1, 1002)
+            )
+        },
         {"members": make_terms(4).members[::-1]},
         {"members": (*make_terms(4).members, make_terms(4).members[-1])},
         {"members": (*make_terms(3).members, Member(node_id=9, enrolment_key=public_of(1)))},
@@ -137,15 +142,15 @@ def test_the_least_number_of_members(count: int, colluders: int, least: int) -> 
     assert make_terms(count, colluders=colluders, floor=count).least == count
 
 
-def test_a_sparse_graph_needs_a_quorum_of_all() -> None:
-    """Shares need 88 neighbours, the sum two thirds of all members."""
-    assert (make_terms(300).threshold, make_terms(300).least) == (88, 201)
+def test_a_sparse_graph_needs_nine_tenths_of_all() -> None:
+    """Shares need 88 neighbours, a view 201 signatures; but the sum, whoever is lost, 270."""
+    terms = make_terms(300)
+    assert (terms.threshold, terms.quorum, terms.least) == (88, 201, 270)
 
 
-def test_a_sparse_graph_needs_nine_tenths_of_the_keys() -> None:
-    """Among fewer, the corrupt ones would weigh more than was computed for."""
-    assert make_terms(300).least_keys == 270
-    assert make_terms(100).least_keys == 67
+def test_a_full_graph_of_any_size_needs_a_quorum() -> None:
+    """Where everybody is a neighbour, two thirds are enough."""
+    assert make_terms(300, neighbours=0, threshold=201).least == 201
 
 
 def accept(count: int, floors: Floors, **changes: Any) -> None:
