@@ -48,7 +48,8 @@ class Terms:
 
     Attributes:
         purpose: hash of what the sum is for: a run's step, or a query; 32 bytes.
-        run: id of the run.
+        run: id of the run, and of the sum where a round has several (such as ``r-1/metrics``): a
+            node begins each run, round and attempt once, whatever the purpose.
         round: number of the round.
         attempt: number of the attempt; an aborted one is never begun again.
         members: ascending by node id.
