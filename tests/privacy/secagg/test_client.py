@@ -239,6 +239,42 @@ def test_members_with_other_weights_cannot_go_on() -> None:
         cohort.server.take_shares(1, shares)
 
 
+def test_a_server_cannot_hide_that_weights_differ() -> None:
+    """It may put the right session on what it forwards; what the others sealed still fails."""
+    cohort = Cohort(make_terms(4))
+    key_list = cohort.keys()
+    client = cohort.clients.pop(1)
+    client.share(key_list, model=model_of(7))
+    cohort.shares(key_list)
+    sealed = []
+    for one in (2, 3, 4):
+        dealt = cohort.server._shares[one]
+        sealed.append(dealt.sealed[0])  # for node 1, the first of the others
+    delivery = messages.encode_delivery(
+        messages.Delivery(senders=(1, 2, 3, 4), sealed=tuple(sealed)),
+        client.digest,
+        among=(1, 2, 3, 4),
+    )
+    vector = make_vector(1, dimension=5)
+    refused(client, "E-SECAGG-CIPHERTEXT", lambda: client.mask(delivery, vector))
+
+
+def test_a_ciphertext_cannot_be_left_out() -> None:
+    """A sender that is named in U2 has its message in the delivery, or there is no delivery."""
+    cohort, deliveries = at_masking()
+    client, session = cohort.clients[1], session_of(cohort)
+    delivered = messages.parse_delivery(
+        deliveries[1], session.digest, among=session.ids, due=lambda _: 3
+    )
+    fewer = messages.encode_delivery(
+        dataclasses.replace(delivered, sealed=delivered.sealed[:2]),
+        session.digest,
+        among=session.ids,
+    )
+    vector = make_vector(1, dimension=5)
+    refused(client, "E-SECAGG-MESSAGE", lambda: client.mask(fewer, vector))
+
+
 def test_a_vector_of_another_kind_is_not_masked() -> None:
     """A wrong array is a bug of the caller, and ends the session as well."""
     cohort, deliveries = at_masking()
