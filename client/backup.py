@@ -17,6 +17,9 @@ Promises:
    known form, and never more than the file holds.
 4. A node that was restored releases nothing before the server has told it how far its ledger had
    come (``client/restored.py``).
+5. What a node remembers of secure sums is in no backup. In every run that the copy knows it takes
+   part in none any more, whatever the server says: an attempt may have been begun after the copy
+   was made, and is not begun again (``client/secure_guard.py``, rule 3).
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ from tacit.client.ledger_view import find_problem, noted_heads, open_to_read
 from tacit.client.preparation import REPORT_NAME, SPLIT_NAME
 from tacit.client.restored import Mark, write_mark
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.store import STORE_NAME
+from tacit.client.secure_guard import close_runs
+from tacit.client.store import STORE_NAME, open_store
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import make_private_folder, replacing, sync_path, write_error
@@ -286,6 +290,7 @@ def restore_backup(source: Path, home: Path, *, at_s: float) -> Manifest:
             for name, part in manifest.files.items():
                 _extract(archive, name, part, made)
         _verify(made, manifest)
+        close_runs(made, _runs_of(made))
         write_mark(
             made,
             Mark(made_at_s=manifest.made_at_s, restored_at_s=at_s, entries=manifest.entries),
@@ -372,6 +377,14 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         raise _corrupt(LEDGER_NAME)
     for path in folder.glob("*.sqlite-*"):  # a reader's; nothing was written
         path.unlink()
+
+
+def _runs_of(folder: Path) -> list[str]:
+    """Return the runs that the copied store knows; none if the node was never started."""
+    if not (folder / STORE_NAME).exists():
+        return []
+    with contextlib.closing(open_store(folder / STORE_NAME)) as store:
+        return [run.run_id for run in store.list_runs()]
 
 
 def _no_backup(source: Path, why: str) -> UsageError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
 import stat
 import zipfile
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +17,13 @@ import pytest
 from tacit.client.backup import make_backup, restore_backup
 from tacit.client.ledger_view import read_ledger
 from tacit.client.restored import Mark, confirm, explained, read_mark, write_mark
+from tacit.client.secure_guard import open_guard
 from tacit.core.errors import TacitError, TrustError
 from tacit.core.members import format_members
 from tacit.core.state import open_state
 from tacit.privacy.ledger import LEDGER_NAME
 from tacit.privacy.ledger_entries import Restore
+from tacit.privacy.secagg.guard import Attempt
 from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain
 from tests.client.fakes import RUN, instruction, make_node, make_spec, offer, open_ledger
@@ -101,12 +106,13 @@ def test_a_node_comes_back_with_all_that_it_knew(home: Path) -> None:
         "ledger.sqlite",
         "split-key",
         "restored.json",
+        "secagg.sqlite",
         f"runs/{RUN}/split.json",
         *(f"identity/{path.name}" for path in (home / "identity").iterdir()),
     }
     assert {stat.S_IMODE((again / name).stat().st_mode) for name in names} == {0o600}
     assert stat.S_IMODE(again.stat().st_mode) == 0o700
-    for name in names - {"client.sqlite", "ledger.sqlite", "restored.json"}:
+    for name in names - {"client.sqlite", "ledger.sqlite", "restored.json", "secagg.sqlite"}:
         assert (again / name).read_bytes() == (home / name).read_bytes(), name
     other, _ = make_node(again, config_of(again))
     assert other.store.list_runs() == node.store.list_runs()
@@ -138,6 +144,26 @@ def test_a_restored_node_asks_for_each_run_again(home: Path) -> None:
     node.approve(RUN, repeat=True)
     again, _ = make_node(restored(backed_up(home)), config_of(home))
     assert [len(each.store.list_repeats()) for each in (node, again)] == [1, 0]
+
+
+def test_a_restored_node_begins_no_secure_sum_in_a_run_that_it_knew(home: Path) -> None:
+    """Not an attempt of before the copy, of after it, or of none; a run that is new to it may be.
+
+    Nothing of the node's own guard is in the copy, and the node itself goes on as it was.
+    """
+    answering(home)
+    first = Attempt(purpose="ab" * 32, run=RUN, round=1, attempt=1)
+    later = replace(first, attempt=2)
+    with contextlib.closing(open_guard(home)) as guard:
+        guard.begin(first, terms=bytes(32))
+        source = backed_up(home)
+        guard.begin(later, terms=bytes(32))
+        guard.begin(replace(later, attempt=3), terms=bytes(32))
+    with contextlib.closing(open_guard(restored(source))) as guard:
+        for attempt in (first, later, replace(first, round=2)):
+            asked = partial(guard.begin, attempt, terms=bytes(32))
+            assert code_of(asked) == "E-SECAGG-RUN-OVER"
+        guard.begin(replace(first, run="r-00000002"), terms=bytes(32))
 
 
 def test_an_attempt_that_was_charged_before_the_backup_is_not_made_again(home: Path) -> None:
