@@ -14,6 +14,13 @@ import typer
 
 from tacit.cli.checks import evaluation_summary, model_notes, model_summary, show_notes
 from tacit.cli.output import Table, emit, foreign_output_aside, plain, table_text, visible
+from tacit.cli.privacy_shared import (
+    Shared,
+    is_shared,
+    plan_of_shared,
+    run_of_members,
+    show_shared,
+)
 from tacit.core.configuration import from_plain, load_config, parse_toml, read_config_text
 from tacit.core.errors import (
     AppError,
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tacit.privacy.lint import Report
-    from tacit.privacy.outlook import Outlook
+    from tacit.privacy.outlook import Outlook, Planned
     from tacit.privacy.plan import PrivacyPlan
 
 app = typer.Typer(help="Plan the noise of a run, and see what a training really costs.")
@@ -56,6 +63,15 @@ DeltaOption = Annotated[float | None, typer.Option(help="Delta of the whole run.
 RoundsOption = Annotated[int | None, typer.Option(min=1, help="Rounds of the run.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Noised steps in each round.")]
 RateOption = Annotated[float | None, typer.Option(help="Poisson's q; without it, all records.")]
+MembersOption = Annotated[
+    int | None, typer.Option(min=3, help="How many owners share the noise of each sum.")
+]
+ThresholdOption = Annotated[
+    int | None, typer.Option(min=1, help="Fewest of them that must stay; without it, 2n/3 + 1.")
+]
+ParametersOption = Annotated[
+    int | None, typer.Option(min=1, help="Numbers in a shared sum; without it, the model's.")
+]
 BudgetOption = Annotated[
     float | None, typer.Option(help="Epsilon that may be spent; without it, the run's own.")
 ]
@@ -82,6 +98,9 @@ def plan_command(
     rounds: RoundsOption = None,
     local_steps: StepsOption = None,
     sample_rate: RateOption = None,
+    members: MembersOption = None,
+    threshold: ThresholdOption = None,
+    parameters: ParametersOption = None,
     budget: BudgetOption = None,
     cross_check: CheckOption = True,
     plot: PlotOption = None,
@@ -91,7 +110,8 @@ def plan_command(
 
     What the run's evaluations cost stands beside it, since it is on other records.
 
-    Takes a run.toml, or the options alone: DP-SGD at record level, in units of the clip.
+    Takes a run.toml, or the options alone: DP-SGD at record level, in units of the clip; with
+    --members and --parameters, noise that so many owners share.
 
     Example: tacit privacy plan --epsilon 1 --delta 1e-4 --rounds 20
     """
@@ -103,10 +123,21 @@ def plan_command(
         "participation.rounds": rounds,
         "training.local_steps": local_steps,
     }
-    if file is None:
-        specification = _run_of_options(given)
+    asked = Shared(members=members, threshold=threshold, parameters=parameters, records=records)
+    if file is not None:
+        specification = load_config(file, RunSpec, overrides=given | asked.overrides()).value
+    elif members is not None:
+        specification = run_of_members(given, asked)
     else:
-        specification = load_config(file, RunSpec, overrides=given).value
+        specification = _run_of_options(given)
+    if is_shared(specification):
+        shared = plan_of_shared(specification, asked)
+        show_shared(shared, budget=budget, json=json)
+        if plot is not None:
+            draw_epsilon(plot, shared, budget=budget)
+        return
+    if members is not None or threshold is not None or parameters is not None:
+        raise UsageError("E-USAGE", "--members, --threshold and --parameters: no noise is shared")
     plan = _plan_of(specification, records)
     shown = Shown(plan=plan, evaluation=evaluation_summary(specification), budget=budget)
     _show_plan(shown, cross_check=cross_check, json=json)
@@ -265,7 +296,7 @@ def _prv(plan: PrivacyPlan) -> float | None:
     )
 
 
-def draw_epsilon(path: Path, plan: PrivacyPlan, *, budget: float | None = None) -> None:
+def draw_epsilon(path: Path, plan: Planned, *, budget: float | None = None) -> None:
     """Draw epsilon against rounds as PNG, half as far again as the plan goes.
 
     Raises:

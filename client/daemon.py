@@ -50,6 +50,7 @@ from tacit.core.specification import PrivacyMode, RunSpec
 from tacit.core.state import open_state
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
+from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
 from tacit.protos import fleet_pb2
 from tacit.protos.memory import keep_large_buffers
@@ -139,6 +140,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         public_key=keys.enrolment_public_key,
         sign=keys.enrolment.sign,
         pinned=functools.partial(_pinned, state.path, membership),
+        guard=MemoryGuard(),
     )
     try:
         with naming_known(heads):

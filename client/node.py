@@ -42,6 +42,7 @@ from tacit.client.preparation import PREPARED_NAME
 from tacit.client.received import is_last_model, keep_received
 from tacit.client.replies import Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
+from tacit.client.secure import Held, SecureSteps
 from tacit.client.update import Noising, conceals_failures, verify_noisable
 from tacit.core.errors import (
     AppError,
@@ -54,6 +55,7 @@ from tacit.core.specification import PrivacyMode, specification_sha256
 from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 from tacit.protos.manifest import check_manifest, verify_digest
+from tacit.protos.secure import check_secure, is_step, read_secure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,13 @@ class Node:
         )
         for head in store.list_heads():
             charges.verify_known(head)
+        self._secure = SecureSteps(
+            node_id=node_id,
+            policy=config.policy.secure_aggregation,
+            pinned=around.pinned,
+            sign=around.sign,
+            guard=around.guard,
+        )
         self._answering: dict[str, bool] = {}  # by message: whether it was closed meanwhile
         self._locks: dict[str, threading.RLock] = {}
         self._locks_guard = threading.Lock()
@@ -206,12 +215,14 @@ class Node:
             UnavailableError: the disk is full, or the like: try again later.
         """
         self.verify_instruction(head)
-        with self._run_lock(head.run_id):
+        with self._step_lock(head) if is_step(head.message_type) else self._run_lock(head.run_id):
             entry = self._replies.find(head)
             if entry is not None:
                 return entry
             self._answering[head.message_id] = False
             try:
+                if is_step(head.message_type):
+                    return self._stepped(head, payload)
                 return self._answered(head, payload)
             except UnavailableError as error:
                 if error.code != "E-APP-MISSING":
@@ -238,6 +249,7 @@ class Node:
         run = self._runs.known(head.run_id)
         release = self._release(head, run)
         verify_permitted(release)
+        self._secure.verify_asked(head, release.specification)
         verify_may_ask(release.specification, self.store, head.run_id, head.message_type)
         self.charges.verify_room(release)
         call = pipe_pb2.WorkerCall(instruction=head)
@@ -285,7 +297,37 @@ class Node:
             if release.specification.audit is not None:
                 keep_report(self._runs.scratch(run_id), self._runs.run_folder(run_id))
             now = self._runs.known(run_id)
-            return self._replies.store_answer(self._renewed(release), answer, now, noising=noising)
+            release = self._renewed(release)
+            if not release.instruction.HasField("secure"):
+                return self._replies.store_answer(release, answer, now, noising=noising)
+            received = memoryview(bytes(open_view(payload)))
+            verify_digest(release.instruction.manifest, received)
+            manifest, reply, entry = self._replies.hold_answer(
+                release, answer, now, noising=noising
+            )
+            held = Held(release=release, manifest=manifest, reply=reply, received=received)
+            self._secure.hold(release.instruction, held)
+            return entry
+
+    def _stepped(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
+        """Take one step of secure aggregation; a vector leaves under the owner's present word."""
+        run = self._runs.known(head.run_id)
+        specification = parse_specification(run.specification)
+        if run.verdict is not Verdict.APPROVED:
+            raise RefusedError("E-APPROVAL-MISSING", "the owner has not approved this run")
+        if head.specification_sha256 != run.specification_sha256:
+            raise RefusedError("E-APPROVAL-HASH", "the step names another specification")
+        view = open_view(payload)
+        check_secure(head.manifest, most_vector_bytes=0)
+        verify_digest(head.manifest, view)
+        body, _ = read_secure(head.manifest, view)
+        part = self._secure.answer(head, body, specification)
+        if part.release is not None:
+            release = dataclasses.replace(part.release, instruction=_charged_as(part.release, head))
+            release = self._renewed(release)
+            verify_permitted(release)
+            part = dataclasses.replace(part, release=release)
+        return self._replies.store_step(head, part, run=run)
 
     def _renewed(self, release: Release) -> Release:
         """Return a release under the owner's present word: it may have become no meanwhile.
@@ -374,6 +416,7 @@ class Node:
         if run is None or run.ended:
             return False
         self._around.runner.end(run_id)
+        self._secure.end_run(run_id)
         with self._run_lock(run_id):
             self._replies.forget_run(run_id, status, reason)
             for name in (PREPARED_NAME, CANARIES_NAME):
@@ -382,11 +425,28 @@ class Node:
         return True
 
     @contextlib.contextmanager
+    def _step_lock(self, head: fleet_pb2.InstructionHead) -> Iterator[None]:
+        """Let the steps of a session go beside the training, one at a time."""
+        with self._run_lock(f"{head.run_id}, steps"):
+            yield
+
+    @contextlib.contextmanager
     def _run_lock(self, run_id: str) -> Iterator[None]:
         with self._locks_guard:
             lock = self._locks.setdefault(run_id, threading.RLock())
         with lock:
             yield
+
+
+def _charged_as(release: Release, head: fleet_pb2.InstructionHead) -> fleet_pb2.InstructionHead:
+    """Return the instruction that a masked vector is charged under: training, by its own message.
+
+    The vector leaves in answer to another message than the one that was trained on.
+    """
+    charged = fleet_pb2.InstructionHead()
+    charged.CopyFrom(release.instruction)
+    charged.message_id, charged.attempt = head.message_id, head.attempt
+    return charged
 
 
 def _noises_here(specification: RunSpec) -> bool:

@@ -17,12 +17,15 @@ from tacit.client.charges import head_of
 from tacit.client.configuration import ClientConfig, Journal
 from tacit.client.envelope import Release, verify_release
 from tacit.client.outbox import Outbox, StoredPayload
+from tacit.client.payload import BufferPayload
+from tacit.client.secure import Part
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
 from tacit.client.update import CONCEALED, Noising, noise_reply
 from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
 from tacit.privacy.ledger_entries import ChargeKey
 from tacit.protos import fleet_pb2, records_pb2
 from tacit.protos.manifest import check_manifest
+from tacit.protos.secure import MASKED, secure_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -118,6 +121,77 @@ class Replies:
             ProtocolError: the answer's bytes or manifest are malformed.
             UnavailableError: the disk is full.
         """
+        stored, manifest = self._copied(release, answer, noising)
+        try:
+            state = self._stored_state(release.instruction, answer, run)
+            claim = self._charges.charge(release)
+        except TacitError:
+            self.outbox.remove(stored.name)
+            raise
+        charged = _Charged(manifest=manifest, claim=claim, state=state)
+        return self._store_released(release.instruction, charged, stored, run=run)
+
+    def hold_answer(
+        self,
+        release: Release,
+        answer: AppAnswer,
+        run: RunRecord,
+        *,
+        noising: Noising | None = None,
+    ) -> tuple[records_pb2.Manifest, memoryview, OutboxEntry]:
+        """Copy, check and noise an app's answer as :meth:`store_answer` does, and let none leave.
+
+        Returns:
+            What is held: manifest and bytes; and the answer to the instruction, which says that
+            something is held.
+
+        Raises:
+            As :meth:`store_answer`, but for the charge.
+        """
+        stored, manifest = self._copied(release, answer, noising)
+        try:
+            held = memoryview(bytes(self.outbox.open_view(stored.name)))
+            state = self._stored_state(release.instruction, answer, run)
+        finally:
+            self.outbox.remove(stored.name)
+        entry = self.store_step(release.instruction, Part(body=b""), run=run, state=state)
+        return manifest, held, entry
+
+    def store_step(
+        self,
+        head: fleet_pb2.InstructionHead,
+        part: Part,
+        *,
+        run: RunRecord,
+        state: tuple[bytes, str] | None = None,
+    ) -> OutboxEntry:
+        """Store a step of secure aggregation to leave; a vector is charged first.
+
+        Raises:
+            RefusedError: the ledger has no place for it.
+            UnavailableError: the disk is full.
+        """
+        manifest = secure_manifest(part.body, part.vector)
+        pieces = (memoryview(part.body), *(() if part.vector is None else (part.vector.data,)))
+        stored = self.outbox.store(
+            BufferPayload(pieces),
+            f"{head.message_id}.{head.attempt}.step",
+            max_bytes=self._config.policy.max_update_bytes,
+        )
+        manifest.payload_sha256 = stored.sha256
+        try:
+            claim = None if part.release is None else self._charges.charge(part.release)
+        except TacitError:
+            self.outbox.remove(stored.name)
+            raise
+        charged = _Charged(manifest=manifest, claim=claim, state=state)
+        outcome = "step" if part.release is None else "released"
+        return self._store_released(head, charged, stored, run=run, outcome=outcome)
+
+    def _copied(
+        self, release: Release, answer: AppAnswer, noising: Noising | None
+    ) -> tuple[StoredPayload, records_pb2.Manifest]:
+        """Return the daemon's own copy of an answer, checked, and noised if asked."""
         head = release.instruction
         if answer.reply.WhichOneof("outcome") != "manifest" or answer.payload is None:
             code = _code_of(
@@ -133,13 +207,10 @@ class Replies:
             manifest = self._verified(release, answer.reply.manifest, stored)
             if noising is not None:
                 stored = self._noised(manifest, stored, noising)
-            state = self._stored_state(head, answer, run)
-            claim = self._charges.charge(release)
         except TacitError:
             self.outbox.remove(stored.name)
             raise
-        charged = _Charged(manifest=manifest, claim=claim, state=state)
-        return self._store_released(head, charged, stored, run=run)
+        return stored, manifest
 
     def _noised(
         self,
@@ -177,6 +248,7 @@ class Replies:
         stored: StoredPayload,
         *,
         run: RunRecord,
+        outcome: str = "released",
     ) -> OutboxEntry:
         now = self._clock()
         reply = fleet_pb2.ReplyHead(
@@ -189,7 +261,7 @@ class Replies:
         )
         self._keep_head()
         entry = _entry(head, reply, stored, at_s=now)
-        decision = _decision(head, "released", at_s=now, stored=stored)
+        decision = _decision(head, outcome, at_s=now, stored=stored)
         old = self._store.load_reply(head.message_id)
         state = charged.state
         self._store.save_reply(
@@ -380,7 +452,8 @@ def _decision(
         at_s=at_s,
         run_id=head.run_id,
         message_id=head.message_id,
-        message_type=head.message_type[:80],
+        # A masked vector is the answer to training, and counts as one.
+        message_type="train" if head.message_type == MASKED else head.message_type[:80],
         outcome=outcome,
         code=code,
         reason=reason,

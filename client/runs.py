@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from tacit.client.charges import Charges
     from tacit.privacy.ledger import Ledger
+    from tacit.privacy.secagg.guard import Guard
     from tacit.privacy.secagg.terms import Member
 
 RUNS_FOLDER = "runs"
@@ -79,6 +80,7 @@ class Surroundings:
         sign: signs with that key.
         pinned: the members whom the owner has pinned, by name, this node itself among them; read
             anew at each call.
+        guard: remembers what must not happen twice in secure aggregation.
     """
 
     folder: Path
@@ -93,6 +95,7 @@ class Surroundings:
     public_key: bytes
     sign: Callable[[bytes], bytes]
     pinned: Callable[[], Mapping[str, Member]]
+    guard: Guard
 
 
 class Runs:

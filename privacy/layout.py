@@ -1,9 +1,9 @@
 """Where each number of a reply stands in the one vector that is aggregated securely.
 
-A member's vector holds its change of every array, times its weight, and behind them the weight and
-each metric times the weight, as whole numbers in limbs of 16 bits. The server learns sums only: of
-weights, of weighted changes, of weighted metrics. So a mean needs no single value, and neither the
-weight nor a metric is rounded by the scale of the changes.
+A member's vector holds its change of every array, times its weight. Behind them stand, as whole
+numbers in limbs of 16 bits, the weight, and for each metric its weight and the metric times the
+weight. The server learns sums only, so that a mean needs no single value, and neither a weight nor
+a metric is rounded by the scale of the changes.
 
 Everything is public but the numbers themselves: names, shapes, bounds. What does not fit a bound
 refuses (``E-SECAGG-RANGE``); nothing is cut without a word.
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 LIMB_BITS = 16  # sums of limbs stay below 2^32 with up to 65,536 members
 METRIC_BITS = 48  # of a metric within its range: finer than float32, coarser than float64
 _WEIGHT_LIMBS = 4  # 2^53 at most
-_METRIC_LIMBS = 7  # 2^53 times 2^48
+_SHARE_LIMBS = 7  # 2^53 times 2^48
+_METRIC_LIMBS = _WEIGHT_LIMBS + _SHARE_LIMBS
 _LIMB = (1 << LIMB_BITS) - 1
 _MOST_WEIGHT = 2**53
 
@@ -127,27 +128,32 @@ class Layout:
     def limbs(self, metrics: Mapping[str, float], *, weight: int) -> Words:
         """Return the coordinates behind the changes: weight and weighted metrics (uint32).
 
+        A metric that a member does not report has the weight 0.
+
         Raises:
-            RefusedError: a value is missing or beyond its bound (``E-SECAGG-RANGE``).
+            RefusedError: a value is beyond its bound (``E-SECAGG-RANGE``).
         """
         if not self.weighted:
             return np.zeros(0, dtype=np.uint32)
         self._verify_weight(weight)
         words = _split(weight, _WEIGHT_LIMBS)
         for name in sorted(self.metrics):
+            if name not in metrics:
+                words += [0] * _METRIC_LIMBS
+                continue
             low, high = self.metrics[name]
-            value = metrics.get(name, math.nan)
+            value = metrics[name]
             if not low <= value <= high:
                 raise RefusedError(
                     "E-SECAGG-RANGE",
                     f"metric {name}: expected a value within [{low:g}, {high:g}], got {value:g}",
                 )
             share = round((value - low) / (high - low) * (1 << METRIC_BITS))
-            words += _split(weight * share, _METRIC_LIMBS)
+            words += _split(weight, _WEIGHT_LIMBS) + _split(weight * share, _SHARE_LIMBS)
         return np.array(words, dtype=np.uint32)
 
     def sums(self, limbs: Words, *, members: int) -> tuple[int, dict[str, float]]:
-        """Read summed limbs: the total weight, and each metric's weighted mean.
+        """Read summed limbs: the total weight, and each reported metric's weighted mean.
 
         Args:
             limbs: the coordinates behind the changes, summed over the members.
@@ -168,9 +174,12 @@ class Layout:
         means = {}
         for index, name in enumerate(sorted(self.metrics)):
             start = _WEIGHT_LIMBS + index * _METRIC_LIMBS
-            share = _joined(limbs[start : start + _METRIC_LIMBS]) / (weight << METRIC_BITS)
-            low, high = self.metrics[name]
-            means[name] = low + min(share, 1.0) * (high - low)
+            part = limbs[start : start + _METRIC_LIMBS]
+            reported = _joined(part[:_WEIGHT_LIMBS])
+            if reported:
+                share = _joined(part[_WEIGHT_LIMBS:]) / (reported << METRIC_BITS)
+                low, high = self.metrics[name]
+                means[name] = low + min(share, 1.0) * (high - low)
         return weight, means
 
     def updated(self, received: Mapping[str, Array], mean: Float64Array) -> dict[str, Array]:

@@ -452,7 +452,12 @@ def verify_lower(mechanism: Mechanism, *, than: Mechanism) -> None:
                 and mechanism.sample_rate <= than.sample_rate
             )
         case ZeroConcentrated(), ZeroConcentrated():
-            lower = lower and mechanism.rho <= than.rho and mechanism.xi <= than.xi
+            lower = (
+                lower
+                and mechanism.rho <= than.rho
+                and mechanism.xi <= than.xi
+                and mechanism.inexact <= than.inexact
+            )
         case _:
             lower = False
     if not lower:

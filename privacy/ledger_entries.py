@@ -19,7 +19,7 @@ from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, TrustError
 from tacit.core.plain import plain
 from tacit.core.specification import Relation
-from tacit.privacy.accounting import Mechanism, SampledGaussian
+from tacit.privacy.accounting import Mechanism, SampledGaussian, ZeroConcentrated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -181,7 +181,10 @@ class Charge:
         return ChargeKey(self.run, self.message, self.attempt)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for name in ("data_set", "run", "message", "specification_sha256", "noise_source"):
+        needed = ["data_set", "run", "message", "specification_sha256", "noise_source"]
+        if isinstance(self.mechanism, ZeroConcentrated):
+            needed += ["integer_scale", "ring_bits"]
+        for name in needed:
             if not getattr(self, name):
                 yield name, "expected a value"
         if not (math.isfinite(self.clip) and self.clip > 0):

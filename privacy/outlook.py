@@ -1,20 +1,42 @@
 """What a plan costs round by round, and how far a budget carries it.
 
-Pure arithmetic on a :class:`~tacit.privacy.plan.PrivacyPlan`: every epsilon is the accountant's.
+Pure arithmetic on what a plan tells of its rounds: every epsilon is the accountant's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from tacit.core.specification import MAX_ROUNDS
-
-if TYPE_CHECKING:
-    from tacit.privacy.plan import PrivacyPlan
+from tacit.core.specification import MAX_ROUNDS, PrivacyMode, PrivacyUnit, Relation
 
 _CLOSED_FORM_POINTS = 60
 _SAMPLED_POINTS = 12  # each costs the accountant up to a second
+
+
+class Planned(Protocol):
+    """A plan of any mode, as far as it is looked at round by round."""
+
+    @property
+    def mode(self) -> PrivacyMode: ...
+    @property
+    def unit(self) -> PrivacyUnit: ...
+    @property
+    def relation(self) -> Relation: ...
+    @property
+    def is_private(self) -> bool: ...
+    @property
+    def sample_rate(self) -> float: ...
+    @property
+    def noise_multiplier(self) -> float: ...
+    @property
+    def releases(self) -> int: ...
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def delta(self) -> float: ...
+    def epsilon_after(self, releases: int) -> float:
+        """Return epsilon at the plan's delta after this many releases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +56,7 @@ class Outlook:
     next_round_epsilon: float
 
 
-def outlook_of(plan: PrivacyPlan, *, budget: float | None = None) -> Outlook:
+def outlook_of(plan: Planned, *, budget: float | None = None) -> Outlook:
     """Return how far ``budget`` carries; without one, the plan's own epsilon is the budget.
 
     Raises:
@@ -52,7 +74,7 @@ def outlook_of(plan: PrivacyPlan, *, budget: float | None = None) -> Outlook:
     )
 
 
-def _rounds_within(plan: PrivacyPlan, budget: float) -> int:
+def _rounds_within(plan: Planned, budget: float) -> int:
     """Return the most rounds that cost at most ``budget``: epsilon never falls with rounds."""
     low, high = 0, plan.releases
     while high < MAX_ROUNDS and plan.epsilon_after(high) <= budget:
@@ -69,14 +91,14 @@ def _rounds_within(plan: PrivacyPlan, budget: float) -> int:
     return low
 
 
-def milestones(plan: PrivacyPlan) -> list[int]:
+def milestones(plan: Planned) -> list[int]:
     """Return the rounds that a table shows: the first, quarters, the last, one more, and twice."""
     total = plan.releases
     shown = {1, total // 4, total // 2, 3 * total // 4, total, total + 1, 2 * total}
     return sorted(rounds for rounds in shown if rounds >= 1)
 
 
-def curve(plan: PrivacyPlan, *, rounds: int) -> list[tuple[int, float]]:
+def curve(plan: Planned, *, rounds: int) -> list[tuple[int, float]]:
     """Return (round, epsilon) from 1 to ``rounds``, at evenly spaced whole rounds."""
     points = _CLOSED_FORM_POINTS if plan.sample_rate == 1.0 else _SAMPLED_POINTS
     count = min(points, rounds)

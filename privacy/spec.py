@@ -14,6 +14,12 @@ What the types exclude:
    sampling and no normaliser; it compares whole data sets, one replaced by another.
 5. Several records of one person under the unit record: :class:`Record` has no count.
 6. A number outside its domain: no clip, count, divisor or delta that a mechanism could not use.
+7. Samples under shared discrete noise, for which no tight account is published: neither
+   :class:`RecordDistributed` nor :class:`ClientDistributed` has a sampling.
+8. A claim that holds only while no member works against the others: their cohort has a colluder.
+
+The statements of the distributed modes are :data:`DistributedStatement`, apart from
+:data:`Statement`: nothing carries out what they promise yet.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from tacit.core.specification import (
     RunSpec,
     Sampling,
 )
+from tacit.privacy.distributed.cohort import Cohort
 
 if TYPE_CHECKING:
     from types import UnionType
@@ -215,6 +222,94 @@ class ClientLocal:
         verify_delta(self.delta, records=self.most_owner_records)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordDistributed:
+    """All members sum their clipped gradients unseen, and share the noise of every sum.
+
+    Attributes:
+        unit: whose contribution is clipped.
+        clip: L2 bound of one unit's gradient, over all parameters together (C).
+        calibration: target or noise.
+        delta: for the whole run; below 1 / ``most_owner_records``.
+        relation: which data sets the statement compares.
+        releases: rounds of the run.
+        steps_per_round: noised sums in one round.
+        most_owner_records: public bound on the records of this owner.
+        normaliser: public divisor of the noised sum, over all members together.
+        cohort: who shares the noise.
+        bound: largest size of a coordinate of one member's sum (R).
+        dimension: every coordinate of a sum, metrics included (d).
+    """
+
+    unit: Unit
+    clip: float
+    calibration: Calibration
+    delta: float
+    relation: Relation
+    releases: int
+    steps_per_round: int
+    most_owner_records: int
+    normaliser: float
+    cohort: Cohort
+    bound: float
+    dimension: int
+
+    def __post_init__(self) -> None:
+        verify_one_of("unit", self.unit, Unit)
+        verify_positive("normaliser", self.normaliser)
+        verify_count("steps_per_round", self.steps_per_round)
+        _verify_shared(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientDistributed:
+    """All members sum their whole clipped updates unseen, and share the noise of the sum.
+
+    Attributes:
+        clip: L2 bound of the update, over all its numbers together (C).
+        calibration: target or noise.
+        delta: for the whole run; below 1 / ``most_owner_records``.
+        relation: add/remove compares an update with zeros, replace-one with any other; who takes
+            part is known under both.
+        releases: updates in the run.
+        most_owner_records: public bound on the records of this owner.
+        cohort: who shares the noise.
+        dimension: every number of an update, metrics included (d).
+    """
+
+    clip: float
+    calibration: Calibration
+    delta: float
+    relation: Relation
+    releases: int
+    most_owner_records: int
+    cohort: Cohort
+    dimension: int
+
+    @property
+    def bound(self) -> float:
+        """Largest size of a coordinate: an update has no larger one than its norm."""
+        return self.clip
+
+    def __post_init__(self) -> None:
+        _verify_shared(self)
+
+
+DistributedStatement = RecordDistributed | ClientDistributed
+
+
+def _verify_shared(statement: DistributedStatement) -> None:
+    verify_one_of("calibration", statement.calibration, Calibration)
+    verify_one_of("relation", statement.relation, Relation)
+    verify_one_of("cohort", statement.cohort, Cohort)
+    verify_count("colluders", statement.cohort.colluders)
+    for name in ("clip", "bound"):
+        verify_positive(name, getattr(statement, name))
+    for name in ("releases", "most_owner_records", "dimension"):
+        verify_count(name, getattr(statement, name))
+    verify_delta(statement.delta, records=statement.most_owner_records)
+
+
 Statement = NonPrivate | RecordLocal | ClientLocal
 
 BUILT_MODES = (PrivacyMode.RECORD_LOCAL, PrivacyMode.CLIENT_LOCAL, PrivacyMode.NONE)
@@ -240,10 +335,10 @@ def parse_statement(spec: RunSpec, *, records: int) -> Statement:
         case PrivacyMode.RECORD_LOCAL:
             return _record_local(spec, records)
         case PrivacyMode.CLIENT_LOCAL:
-            clip, delta = _bounds(privacy, records)
+            clip, delta = declared_bounds(privacy, records)
             return ClientLocal(
                 clip=clip,
-                calibration=_calibration(privacy),
+                calibration=declared_calibration(privacy),
                 delta=delta,
                 releases=rounds,
                 most_owner_records=records,
@@ -258,23 +353,28 @@ def parse_statement(spec: RunSpec, *, records: int) -> Statement:
             )
 
 
+def needs_built_in(mode: PrivacyMode) -> RefusedError:
+    """Return the refusal of an app of one's own in a mode that clips by record."""
+    return RefusedError(
+        "E-MODE-NEEDS-BUILT-IN",
+        f'mode "{mode.value}" holds for the built-in training only, and this run brings an app',
+        hint='how an app of your own uses a record is unknown here: take mode "client-local", '
+        "or the built-in training",
+    )
+
+
 def _record_local(spec: RunSpec, records: int) -> RecordLocal:
     privacy, training = spec.privacy, spec.training
     if training is None:
-        raise RefusedError(
-            "E-MODE-NEEDS-BUILT-IN",
-            'mode "record-local" holds for the built-in training only, and this run brings an app',
-            hint='how an app of your own uses a record is unknown here: take mode "client-local", '
-            "or the built-in training",
-        )
-    clip, delta = _bounds(privacy, records)
+        raise needs_built_in(privacy.mode)
+    clip, delta = declared_bounds(privacy, records)
     sampling = _sampling(privacy)
     rate = sampling.rate if isinstance(sampling, Poisson) else 1.0
     expected = rate * records * (1.0 - training.validation_fraction)
     return RecordLocal(
-        unit=_unit(privacy),
+        unit=declared_unit(privacy),
         clip=clip,
-        calibration=_calibration(privacy),
+        calibration=declared_calibration(privacy),
         delta=delta,
         sampling=sampling,
         releases=spec.participation.rounds,
@@ -284,8 +384,13 @@ def _record_local(spec: RunSpec, records: int) -> RecordLocal:
     )
 
 
-def _bounds(privacy: PrivacySpec, records: int) -> tuple[float, float]:
-    """Return clip and delta of a table whose values make one statement."""
+def declared_bounds(privacy: PrivacySpec, records: int) -> tuple[float, float]:
+    """Return clip and delta of a table whose values make one statement.
+
+    Raises:
+        RefusedError: delta is not below 1 / records (``E-DELTA-TOO-LARGE``).
+        ConfigError: the values do not make one statement (``E-PRIVACY-INCOMPLETE``).
+    """
     problems = tuple(f"privacy.{key}: {text}" for key, text in privacy.problems())
     if problems or privacy.clip is None or privacy.delta is None:
         raise ConfigError(
@@ -302,12 +407,15 @@ def _bounds(privacy: PrivacySpec, records: int) -> tuple[float, float]:
     return privacy.clip, privacy.delta
 
 
-def _calibration(privacy: PrivacySpec) -> Calibration:
+def declared_calibration(privacy: PrivacySpec) -> Calibration:
+    """Return target or noise of a table whose values make one statement."""
     if privacy.noise_multiplier is not None:
         return GivenNoise(noise_multiplier=privacy.noise_multiplier)
     if privacy.epsilon is not None:
         return TargetEpsilon(epsilon=privacy.epsilon)
-    raise ValueError("expected epsilon or noise_multiplier")  # _bounds has seen one of the two
+    raise ValueError(
+        "expected epsilon or noise_multiplier"
+    )  # declared_bounds has seen one of the two
 
 
 def _sampling(privacy: PrivacySpec) -> SamplingScheme:
@@ -316,7 +424,8 @@ def _sampling(privacy: PrivacySpec) -> SamplingScheme:
     return FullBatch(relation=privacy.relation or Relation.ADD_REMOVE)
 
 
-def _unit(privacy: PrivacySpec) -> Unit:
+def declared_unit(privacy: PrivacySpec) -> Unit:
+    """Return whose contribution a table's clip bounds, in a mode that clips by record."""
     if privacy.unit is PrivacyUnit.SUBJECT:
         return Subject(most_records=privacy.most_records)
     return Record()

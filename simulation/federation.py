@@ -39,6 +39,7 @@ from tacit.core.specification import (
 from tacit.learning.models import initial_arrays
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.plan import privacy_plan
+from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
@@ -368,6 +369,7 @@ def _open_node(
         public_key=key.public_key().public_bytes_raw(),
         sign=key.sign,
         pinned=lambda: members,
+        guard=MemoryGuard(),
     )
     data_set, policy = owner.data_set, owner.policy
     if policy is None:

@@ -32,6 +32,7 @@ from tacit.core.specification import (
     specification_sha256,
 )
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
+from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def make_node(
         "public_key": KEY.public_key().public_bytes_raw(),
         "sign": KEY.sign,
         "pinned": dict,
+        "guard": MemoryGuard(),
     }
     folder.chmod(0o700)
     node = Node(

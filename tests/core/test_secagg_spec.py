@@ -19,7 +19,7 @@ RUN: dict[str, Any] = {
     "model": {"kind": "logistic"},
     "training": {"learning_rate": 0.5},
     "privacy": {"mode": "record-distributed", "normaliser": 800, **PRIVACY},
-    "participation": {"rounds": 2},
+    "participation": {"rounds": 2, "min_clients": 3},
 }
 UPDATES = {"privacy": {"mode": "client-distributed", **PRIVACY}}
 
@@ -78,19 +78,26 @@ def test_a_cohort_that_cannot_be_is_a_problem_of_the_file(
 def test_colluders_cannot_open_two_sums(threshold: int, most: int) -> None:
     """Of 10 members a stays below 2t - n, so that no two lists of survivors reach t."""
     names = [f"m-{number}" for number in range(10)]
+    everybody = {"rounds": 2, "min_clients": 10}
     table = {"members": names, "threshold": threshold}
-    assert parsed({**table, "colluders": most}).secure_aggregation is not None
-    assert f"expected 1 to {most} of 10" in problems({**table, "colluders": most + 1})
+    assert (
+        parsed({**table, "colluders": most}, participation=everybody).secure_aggregation is not None
+    )
+    assert f"expected 1 to {most} of 10" in problems(
+        {**table, "colluders": most + 1}, participation=everybody
+    )
 
 
 @pytest.mark.parametrize(
     ("table", "changes", "problem"),
     [
-        ({}, {"privacy": {"mode": "record-local", **PRIVACY}}, 'which "record-local" is not'),
-        ({}, {"privacy": {"mode": "none"}}, 'which "none" is not'),
+        ({"steps_per_round": 2}, {"privacy": {"mode": "none"}}, "steps_per_round"),
+        ({"max_records": 10}, {"privacy": {"mode": "none"}}, "max_records"),
+        ({"max_weight": 0}, {"privacy": {"mode": "none"}}, "max_weight"),
         ({}, {"training": {"learning_rate": 1, "local_steps": 2}}, "training.local_steps"),
         ({}, {"participation": {"rounds": 2, "fraction": 0.5}}, "participation.fraction"),
-        ({}, {"participation": {"rounds": 2, "min_clients": 5}}, "at most all 4 members"),
+        ({}, {"participation": {"rounds": 2, "min_clients": 5}}, "to all 4 members, got 5"),
+        ({}, {"participation": {"rounds": 2, "min_clients": 2}}, "the threshold, 3, to all 4"),
         ({"bound": 1.0}, UPDATES, "secure_aggregation.bound"),
         ({"max_records": 10}, UPDATES, "secure_aggregation.max_records"),
         ({"steps_per_round": 2}, UPDATES, "secure_aggregation.steps_per_round"),
@@ -101,7 +108,7 @@ def test_colluders_cannot_open_two_sums(threshold: int, most: int) -> None:
 def test_the_table_fits_the_mode(
     table: dict[str, Any], changes: dict[str, Any], problem: str
 ) -> None:
-    """Secure sums are for the distributed modes; each mode has the keys that it uses."""
+    """Each mode has the keys that it uses, and a round as many members as a sum needs."""
     assert problem in problems(table, **changes)
 
 
@@ -109,3 +116,27 @@ def test_both_modes_take_the_table() -> None:
     """Steps in a round by record; local steps by client."""
     assert parsed({"steps_per_round": 5, "bound": 3.0}).secure_aggregation is not None
     assert parsed(training={"learning_rate": 1, "local_steps": 9}, **UPDATES).training is not None
+
+
+def test_a_distributed_mode_needs_the_table() -> None:
+    """Noise is shared among members who are named."""
+    with pytest.raises(ConfigError) as caught:
+        from_plain(RUN, RunSpec)
+    assert any("secure_aggregation: missing" in problem for problem in caught.value.problems)
+
+
+def test_updates_without_noise_can_be_summed_unseen() -> None:
+    """Mode none and the local modes take the table; a ServerApp of one's own does not."""
+    for privacy in ({"mode": "none"}, {"mode": "record-local", **PRIVACY}):
+        assert parsed({"max_weight": 10}, privacy=privacy).secure_aggregation is not None
+    app = {"client": "apps:client", "server": "apps:server"}
+    results = {"train": {"metrics": {"num-examples": {"range": [1, 10]}}}}
+    bare = {key: value for key, value in RUN.items() if key not in ("data", "model", "training")}
+    with pytest.raises(ConfigError) as caught:
+        from_plain(
+            bare
+            | {"secure_aggregation": {"members": HOSPITALS}, "privacy": {"mode": "none"}}
+            | {"app": app, "results": results},
+            RunSpec,
+        )
+    assert any("app.server" in problem for problem in caught.value.problems)

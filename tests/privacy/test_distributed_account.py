@@ -14,7 +14,6 @@ from tacit.core.errors import RefusedError
 from tacit.core.privacy_spec import Relation
 from tacit.privacy.accounting import SampledGaussian, ZeroConcentrated, epsilon_of_events
 from tacit.privacy.distributed.account import (
-    Cohort,
     DistributedNoise,
     Rounding,
     convolution_error,
@@ -22,6 +21,7 @@ from tacit.privacy.distributed.account import (
     norm_bound,
     renyi_divergence,
 )
+from tacit.privacy.distributed.cohort import Cohort
 from tacit.privacy.ledger_account import verify_lower
 
 COHORT = Cohort(members=10, threshold=7, colluders=1)

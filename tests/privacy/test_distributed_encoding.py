@@ -10,7 +10,8 @@ import pytest
 
 from tacit.core.errors import RefusedError
 from tacit.core.privacy_spec import Relation
-from tacit.privacy.distributed.account import LARGEST, Cohort, DistributedNoise, Rounding
+from tacit.privacy.distributed.account import LARGEST, DistributedNoise, Rounding
+from tacit.privacy.distributed.cohort import Cohort
 from tacit.privacy.distributed.encoding import (
     decode,
     encode_total,

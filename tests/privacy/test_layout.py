@@ -60,8 +60,8 @@ def test_a_mean_change_is_added_to_what_was_received() -> None:
 
 
 def test_the_length_counts_every_coordinate() -> None:
-    """Arrays, four limbs of weight, seven of each metric; no limbs where each weighs 1."""
-    assert LAYOUT.length == 7 + 4 + 2 * 7
+    """Arrays, four limbs of weight, eleven of each metric; no limbs where each weighs 1."""
+    assert LAYOUT.length == 7 + 4 + 2 * (4 + 7)
     plain = Layout(arrays=FORMS, metrics={}, weighted=False)
     assert plain.length == 7
     assert plain.limbs({}, weight=1).size == 0
@@ -71,7 +71,6 @@ def test_the_length_counts_every_coordinate() -> None:
 @pytest.mark.parametrize(
     ("metrics", "weight"),
     [
-        ({"loss": 1.0}, 1),
         ({"loss": 1.0, "accuracy": 1.5}, 1),
         ({"loss": float("nan"), "accuracy": 0.5}, 1),
         ({"loss": 1.0, "accuracy": 0.5}, 0),
@@ -79,7 +78,7 @@ def test_the_length_counts_every_coordinate() -> None:
     ],
 )
 def test_what_is_beyond_its_bound_is_refused(metrics: dict[str, float], weight: int) -> None:
-    """A missing metric, one out of range, and a weight out of bounds refuse; nothing is cut."""
+    """A metric out of range, or no number, and a weight out of bounds refuse; nothing is cut."""
     with pytest.raises(RefusedError, match="expected") as refused:
         LAYOUT.limbs(metrics, weight=weight)
     assert refused.value.code == "E-SECAGG-RANGE"
@@ -101,3 +100,11 @@ def test_a_total_that_no_members_could_have_is_refused() -> None:
     assert layout.sums(limbs, members=3) == (30, {})
     with pytest.raises(RefusedError):
         layout.sums(limbs, members=2)
+
+
+def test_a_metric_that_some_do_not_report_is_the_mean_of_the_others() -> None:
+    """Each metric has a weight of its own; one that nobody reports is not there."""
+    limbs = [LAYOUT.limbs({"loss": 4.0}, weight=3), LAYOUT.limbs({}, weight=7)]
+    weight, means = LAYOUT.sums(np.sum(limbs, axis=0, dtype=np.uint32), members=2)
+    assert weight == 10
+    assert means == {"loss": pytest.approx(4.0, abs=1e-8)}
