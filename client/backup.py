@@ -19,7 +19,7 @@ Promises:
    come (``client/restored.py``).
 5. What a node remembers of secure sums is in no backup. In every run that the copy knows it takes
    part in none any more, whatever the server says: an attempt may have been begun after the copy
-   was made, and is not begun again (``client/secure_guard.py``, rule 3).
+   was made, and is not begun again (``client/secure_guard.py``, rule 2).
 """
 
 from __future__ import annotations

@@ -6,9 +6,7 @@ Promises, beside those of ``privacy/secagg/guard.py``:
 
 1. What a method has returned from is on the disk. What it cannot write it refuses, and nothing
    leaves.
-2. A run that is over is never begun in again: of all that was known of it its id is kept, so that
-   a server that offers it anew gets no second sum.
-3. A backup holds no such file. A restore makes a new one, in which every run that the copy knows is
+2. A backup holds no such file. A restore makes a new one, in which every run that the copy knows is
    over (:func:`close_runs`): attempts may have been begun, and sums without noise opened, after the
    copy was made, of which it cannot know, and the server's word on that is not taken. A run that
    the copy does not know is a new one to this node: the owner's policy, or the owner, judges it as
@@ -25,12 +23,13 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
-from tacit.core.errors import RefusedError, TrustError, UnavailableError
+from tacit.core.errors import TrustError, UnavailableError
 from tacit.core.files import sync_path, write_error
 from tacit.privacy.secagg.guard import (
     begun_before,
     cohort_changed,
     revealed_before,
+    run_over,
     second_vector,
     signed_before,
 )
@@ -98,10 +97,10 @@ class SqliteGuard:
             yield self._connection
 
     def begin(self, attempt: Attempt, *, terms: bytes) -> None:
-        """See Guard; what is more, a run that is over is refused (``E-SECAGG-RUN-OVER``)."""
+        """See Guard."""
         with self._transaction() as connection:
             if _is_over(connection, attempt.run):
-                raise _run_over(attempt.run)
+                raise run_over(attempt.run)
             try:
                 connection.execute(
                     "INSERT INTO begun (purpose, run, round, attempt, terms) "
@@ -154,15 +153,15 @@ class SqliteGuard:
                 (session, *_key_of(attempt), survivors, dropped, what.noised),
             )
 
-    def forget_run(self, run_id: str) -> None:
-        """Remove what is known of a run whose sessions are closed, and never begin in it again."""
+    def forget_run(self, run: str) -> None:
+        """See Guard."""
         with self._transaction() as connection:
             sessions = "(SELECT session FROM revealed WHERE run = ?)"
-            connection.execute(f"DELETE FROM sent WHERE session IN {sessions}", (run_id,))  # noqa: S608 - ours
-            connection.execute(f"DELETE FROM signed WHERE session IN {sessions}", (run_id,))  # noqa: S608 - ours
-            connection.execute("DELETE FROM revealed WHERE run = ?", (run_id,))
-            connection.execute("DELETE FROM begun WHERE run = ?", (run_id,))
-            connection.execute("INSERT OR IGNORE INTO over (run) VALUES (?)", (run_id,))
+            connection.execute(f"DELETE FROM sent WHERE session IN {sessions}", (run,))  # noqa: S608 - ours
+            connection.execute(f"DELETE FROM signed WHERE session IN {sessions}", (run,))  # noqa: S608 - ours
+            connection.execute("DELETE FROM revealed WHERE run = ?", (run,))
+            connection.execute("DELETE FROM begun WHERE run = ?", (run,))
+            connection.execute("INSERT OR IGNORE INTO over (run) VALUES (?)", (run,))
 
 
 def open_guard(folder: Path) -> SqliteGuard:
@@ -274,15 +273,6 @@ def _named() -> Iterator[None]:
 def _is_over(connection: sqlite3.Connection, run_id: str) -> bool:
     found = connection.execute("SELECT 1 FROM over WHERE run = ?", (run_id,)).fetchone()
     return found is not None
-
-
-def _run_over(run_id: str) -> RefusedError:
-    return RefusedError(
-        "E-SECAGG-RUN-OVER",
-        f"expected a run in which this node may still sum, got {run_id}: it has ended, or this "
-        "node was restored from a backup since it knows of it",
-        hint="Ask the operator to submit the run anew.",
-    )
 
 
 def _has_other_survivors(

@@ -72,6 +72,10 @@ def revealed(
     return lambda guard: guard.reveal(session, attempt=attempt, what=what)
 
 
+def ended(guard: Guard) -> None:
+    guard.forget_run(ATTEMPT.run)
+
+
 def test_an_attempt_is_begun_once(call: Calls) -> None:
     """Neither these terms nor others get it again; each part of its name makes another one."""
     call(begun(ATTEMPT))
@@ -238,30 +242,40 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         guard.begin(replace(ATTEMPT, round=failed), terms=S1)
 
 
-def test_a_run_that_is_over_is_never_begun_in_again(tmp_path: Path) -> None:
+def test_a_run_that_is_over_is_never_begun_in_again(call: Calls) -> None:
     """Its records go, its id stays; other runs keep all of theirs."""
     other = replace(ATTEMPT, run="r-00000002")
+    for attempt, session in ((ATTEMPT, S1), (other, OTHER)):
+        for do in (
+            begun(attempt, session),
+            sent(1, session, session),
+            signed(session, session),
+            revealed(PLAIN, attempt, session),
+        ):
+            call(do)
+    call(ended)
+    call(ended)
+    assert refused(call, begun(LATER)) == "E-SECAGG-RUN-OVER"
+    assert refused(call, begun(ATTEMPT)) == "E-SECAGG-RUN-OVER"
+    assert refused(call, revealed(PLAIN)) == "E-SECAGG-REVEALED"
+    assert refused(call, begun(other)) == "E-SECAGG-BEGUN"
+    assert refused(call, sent(1, S1, OTHER)) == "E-SECAGG-SECOND-VECTOR"
+    assert refused(call, signed(S1, OTHER)) == "E-SECAGG-SIGNED"
+    assert refused(call, revealed(PLAIN, other, OTHER)) == "E-SECAGG-REVEALED"
+
+
+def test_what_was_known_of_a_run_that_is_over_is_gone(tmp_path: Path) -> None:
+    """Of a session that was played to its end no row is left, however many steps it had."""
     with contextlib.closing(open_guard(tmp_path)) as guard:
-        for attempt, session in ((ATTEMPT, S1), (other, OTHER)):
-            guard.begin(attempt, terms=session)
-            guard.send(session, step=1, digest=session)
-            guard.sign(session, statement=session)
-            guard.reveal(session, attempt=attempt, what=PLAIN)
+        guard.begin(ATTEMPT, terms=S1)
+        guard.sign(S1, statement=S1)
+        guard.reveal(S1, attempt=ATTEMPT, what=NOISED)
+        for step in range(1, 5):
+            guard.send(S1, step=step, digest=S1)
         guard.forget_run(ATTEMPT.run)
-        guard.forget_run(ATTEMPT.run)
-
-        def code(do: Callable[[Guard], None]) -> str:
-            return refused(lambda call: call(guard), do)
-
-        assert code(begun(LATER)) == "E-SECAGG-RUN-OVER"
-        assert code(revealed(PLAIN)) == "E-SECAGG-REVEALED"
-        assert code(begun(other)) == "E-SECAGG-BEGUN"
-        assert code(sent(1, S1, OTHER)) == "E-SECAGG-SECOND-VECTOR"
-        assert code(signed(S1, OTHER)) == "E-SECAGG-SIGNED"
-        assert code(revealed(PLAIN, other, OTHER)) == "E-SECAGG-REVEALED"
     with contextlib.closing(sqlite3.connect(tmp_path / GUARD_NAME)) as connection:
         for table in ("begun", "sent", "signed", "revealed"):
-            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)  # noqa: S608 - ours
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - ours
 
 
 def test_runs_of_a_copy_are_over(tmp_path: Path) -> None:
