@@ -44,8 +44,7 @@ from tacit.client.ledger_view import find_problem, noted_heads, open_to_read
 from tacit.client.preparation import REPORT_NAME, SPLIT_NAME
 from tacit.client.restored import Mark, write_mark
 from tacit.client.runs import RUNS_FOLDER
-from tacit.client.secure_guard import close_runs
-from tacit.client.store import STORE_NAME, open_store
+from tacit.client.store import STORE_NAME
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import make_private_folder, replacing, sync_path, write_error
@@ -290,7 +289,6 @@ def restore_backup(source: Path, home: Path, *, at_s: float) -> Manifest:
             for name, part in manifest.files.items():
                 _extract(archive, name, part, made)
         _verify(made, manifest)
-        close_runs(made, _runs_of(made))
         write_mark(
             made,
             Mark(made_at_s=manifest.made_at_s, restored_at_s=at_s, entries=manifest.entries),
@@ -377,14 +375,6 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         raise _corrupt(LEDGER_NAME)
     for path in folder.glob("*.sqlite-*"):  # a reader's; nothing was written
         path.unlink()
-
-
-def _runs_of(folder: Path) -> list[str]:
-    """Return the runs that the copied store knows; none if the node was never started."""
-    if not (folder / STORE_NAME).exists():
-        return []
-    with contextlib.closing(open_store(folder / STORE_NAME)) as store:
-        return [run.run_id for run in store.list_runs()]
 
 
 def _no_backup(source: Path, why: str) -> UsageError:

@@ -125,7 +125,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     verify_ledger_there(state.path, heads)
     with naming_known(heads):
         ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
-    guard = open_guard(state.path)
+    guard = open_guard(state.path, known_runs=[run.run_id for run in store.list_runs()])
     workers = Workers(state.path / "logs", policy=config.policy)
     preparation = Preparation()
     around = Surroundings(

@@ -6,11 +6,11 @@ Promises, beside those of ``privacy/secagg/guard.py``:
 
 1. What a method has returned from is on the disk. What it cannot write it refuses, and nothing
    leaves.
-2. A backup holds no such file. A restore makes a new one, in which every run that the copy knows is
-   over (:func:`close_runs`): attempts may have been begun, and sums without noise opened, after the
-   copy was made, of which it cannot know, and the server's word on that is not taken. A run that
-   the copy does not know is a new one to this node: the owner's policy, or the owner, judges it as
-   such, and its releases are charged again.
+2. Where the file is missing a new one is made, in which every run that the node's store knows is
+   over: attempts may have been begun, and sums without noise opened, that nobody here remembers,
+   and the server's word on that is not taken. So it is after a restore, since a backup holds no
+   such file; and after a removal. A run that the store does not know is new to this node: the
+   policy, or the owner, judges it as such, and its releases are charged again.
 
 An attempt that ended before anything was revealed leaves some hundred bytes here for good.
 """
@@ -164,11 +164,12 @@ class SqliteGuard:
             connection.execute("INSERT OR IGNORE INTO over (run) VALUES (?)", (run,))
 
 
-def open_guard(folder: Path) -> SqliteGuard:
+def open_guard(folder: Path, *, known_runs: Iterable[str]) -> SqliteGuard:
     """Open a node's guard, and make it where there is none.
 
     Args:
         folder: the state directory.
+        known_runs: every run in the node's store; they are over where the file is made.
 
     Raises:
         UnavailableError: the file cannot be opened or made, or is of a later version.
@@ -189,32 +190,14 @@ def open_guard(folder: Path) -> SqliteGuard:
             timeout=_WAIT_S,
         )
         try:
-            _prepare(connection)
+            _prepare(connection, known_runs)
         except BaseException:
             connection.close()
             raise
     return SqliteGuard(connection)
 
 
-def close_runs(folder: Path, run_ids: Iterable[str]) -> None:
-    """Make the guard of a restored node: the runs that the copy knows are over for secure sums.
-
-    Args:
-        folder: the state directory, which has no guard yet.
-        run_ids: every run in the copied store.
-
-    Raises:
-        UnavailableError: the file cannot be written.
-    """
-    guard = open_guard(folder)
-    try:
-        for run_id in run_ids:
-            guard.forget_run(run_id)
-    finally:
-        guard.close()
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, known_runs: Iterable[str]) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     with _committed(connection):
@@ -228,6 +211,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         if version == 0:
             for statement in _SCHEMA.split(";\n"):
                 connection.execute(statement)
+            connection.executemany("INSERT INTO over (run) VALUES (?)", ((r,) for r in known_runs))
             connection.execute(f"PRAGMA user_version = {_VERSION}")
 
 
@@ -265,8 +249,8 @@ def _named() -> Iterator[None]:
         raise TrustError(
             "E-SECAGG-STORE-CORRUPT",
             f"expected what this node knows of secure sums in {GUARD_NAME}: {error}",
-            hint="Take part in no secure sum with this state directory: make a backup, and restore "
-            "it into another folder. Runs that are known there are then over for secure sums.",
+            hint="Stop the node and remove the file: all runs that the node knows are then over "
+            "for secure sums, and new ones go on.",
         ) from error
 
 

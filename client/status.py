@@ -178,8 +178,9 @@ def _standing(name: str, pinned: PinnedMembers | None) -> str:
     if pinned is None:
         return f"unknown: {MEMBERS_FILE} cannot be read"
     if name == pinned.own_name:
-        return Standing.OWN.value
-    return (Standing.PINNED if name in pinned.keys else Standing.UNPINNED).value
+        return str(Standing.OWN.value)
+    standing = Standing.PINNED if name in pinned.keys else Standing.UNPINNED
+    return str(standing.value)
 
 
 def worker_notes(folder: Path, run_id: str) -> tuple[str, ...]:

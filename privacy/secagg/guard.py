@@ -149,7 +149,7 @@ def run_over(run: str) -> RefusedError:
     return RefusedError(
         "E-SECAGG-RUN-OVER",
         f"expected a run in which this node may still sum, got {run}: it has ended, or this node "
-        "was restored from a backup that knew it",
+        "was restored from a backup, or lost its memory, since it knows of it",
         hint="Ask the operator to submit the run anew.",
     )
 

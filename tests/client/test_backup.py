@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.client.backup import make_backup, restore_backup
+from tacit.client.daemon import assembled
 from tacit.client.ledger_view import read_ledger
 from tacit.client.restored import Mark, confirm, explained, read_mark, write_mark
-from tacit.client.secure_guard import open_guard
+from tacit.client.secure_guard import GUARD_NAME, open_guard
 from tacit.core.errors import TacitError, TrustError
 from tacit.core.members import format_members
 from tacit.core.state import open_state
@@ -106,13 +107,12 @@ def test_a_node_comes_back_with_all_that_it_knew(home: Path) -> None:
         "ledger.sqlite",
         "split-key",
         "restored.json",
-        "secagg.sqlite",
         f"runs/{RUN}/split.json",
         *(f"identity/{path.name}" for path in (home / "identity").iterdir()),
     }
     assert {stat.S_IMODE((again / name).stat().st_mode) for name in names} == {0o600}
     assert stat.S_IMODE(again.stat().st_mode) == 0o700
-    for name in names - {"client.sqlite", "ledger.sqlite", "restored.json", "secagg.sqlite"}:
+    for name in names - {"client.sqlite", "ledger.sqlite", "restored.json"}:
         assert (again / name).read_bytes() == (home / name).read_bytes(), name
     other, _ = make_node(again, config_of(again))
     assert other.store.list_runs() == node.store.list_runs()
@@ -147,19 +147,22 @@ def test_a_restored_node_asks_for_each_run_again(home: Path) -> None:
 
 
 def test_a_restored_node_begins_no_secure_sum_in_a_run_that_it_knew(home: Path) -> None:
-    """Not an attempt of before the copy, of after it, or of none; a run that is new to it may be.
+    """Not an attempt of before the copy, of after it, or of none; in a run that is new it does.
 
-    Nothing of the node's own guard is in the copy, and the node itself goes on as it was.
+    Nothing of the guard is in the copy, and the node that was copied goes on as it was.
     """
     answering(home)
     first = Attempt(purpose="ab" * 32, run=RUN, round=1, attempt=1)
     later = replace(first, attempt=2)
-    with contextlib.closing(open_guard(home)) as guard:
+    with contextlib.closing(open_guard(home, known_runs=())) as guard:
         guard.begin(first, terms=bytes(32))
         source = backed_up(home)
         guard.begin(later, terms=bytes(32))
-        guard.begin(replace(later, attempt=3), terms=bytes(32))
-    with contextlib.closing(open_guard(restored(source))) as guard:
+    again = restored(source)
+    assert not (again / GUARD_NAME).exists()
+    with assembled(open_state(again, create=False)):
+        pass  # the first start makes the guard
+    with contextlib.closing(open_guard(again, known_runs=())) as guard:
         for attempt in (first, later, replace(first, round=2)):
             asked = partial(guard.begin, attempt, terms=bytes(32))
             assert code_of(asked) == "E-SECAGG-RUN-OVER"

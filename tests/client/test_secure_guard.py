@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tacit.client.secure_guard import GUARD_NAME, close_runs, open_guard
+from tacit.client.secure_guard import GUARD_NAME, open_guard
 from tacit.core.errors import TacitError
 from tacit.privacy.secagg.guard import Attempt, MemoryGuard, Reveal
 
@@ -42,7 +42,7 @@ def call(request: pytest.FixtureRequest, tmp_path: Path) -> Calls:
     memory = MemoryGuard()
 
     def on_disk(do: Callable[[Guard], None]) -> None:
-        with contextlib.closing(open_guard(tmp_path)) as guard:
+        with contextlib.closing(open_guard(tmp_path, known_runs=())) as guard:
             do(guard)
 
     return (lambda do: do(memory)) if request.param == "memory" else on_disk
@@ -150,7 +150,10 @@ def test_of_two_at_once_one_is_refused(tmp_path: Path) -> None:
             return error.code
         return "done"
 
-    with contextlib.closing(open_guard(tmp_path)) as guard, ThreadPoolExecutor(8) as threads:
+    with (
+        contextlib.closing(open_guard(tmp_path, known_runs=())) as guard,
+        ThreadPoolExecutor(8) as threads,
+    ):
         begins = [begun(ATTEMPT, bytes([n]) * 32) for n in range(8)]
         sends = [sent(1, bytes([n]) * 32) for n in range(8)]
         signs = [signed(bytes([n]) * 32) for n in range(8)]
@@ -167,8 +170,8 @@ def test_of_two_at_once_one_is_refused(tmp_path: Path) -> None:
 def test_two_processes_share_one_memory(tmp_path: Path) -> None:
     """What one connection has recorded, another that was open already refuses."""
     with (
-        contextlib.closing(open_guard(tmp_path)) as one,
-        contextlib.closing(open_guard(tmp_path)) as two,
+        contextlib.closing(open_guard(tmp_path, known_runs=())) as one,
+        contextlib.closing(open_guard(tmp_path, known_runs=())) as two,
     ):
         one.begin(ATTEMPT, terms=S1)
         assert refused(lambda do: do(two), begun(ATTEMPT)) == "E-SECAGG-BEGUN"
@@ -180,7 +183,7 @@ from pathlib import Path
 from tacit.client.secure_guard import open_guard
 from tests.client.test_secure_guard import ATTEMPT, NOISED, S1
 
-guard = open_guard(Path(sys.argv[1]))
+guard = open_guard(Path(sys.argv[1]), known_runs=())
 {call}
 print("returned", flush=True)
 sys.stdin.read()
@@ -209,7 +212,7 @@ def test_a_killed_process_remembers(
         assert process.stdout is not None
         assert process.stdout.readline() == "returned\n"
         process.send_signal(signal.SIGKILL)
-    with contextlib.closing(open_guard(tmp_path)) as guard:
+    with contextlib.closing(open_guard(tmp_path, known_runs=())) as guard:
         assert refused(lambda do: do(guard), again) == code
 
 
@@ -225,7 +228,7 @@ def full_disk(guard: object) -> Iterator[None]:
 
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     """What cannot be written is an error; what was written holds, and later calls work again."""
-    with contextlib.closing(open_guard(tmp_path)) as guard:
+    with contextlib.closing(open_guard(tmp_path, known_runs=())) as guard:
         rounds = itertools.count()
 
         def fill() -> None:
@@ -266,7 +269,7 @@ def test_a_run_that_is_over_is_never_begun_in_again(call: Calls) -> None:
 
 def test_what_was_known_of_a_run_that_is_over_is_gone(tmp_path: Path) -> None:
     """Of a session that was played to its end no row is left, however many steps it had."""
-    with contextlib.closing(open_guard(tmp_path)) as guard:
+    with contextlib.closing(open_guard(tmp_path, known_runs=())) as guard:
         guard.begin(ATTEMPT, terms=S1)
         guard.sign(S1, statement=S1)
         guard.reveal(S1, attempt=ATTEMPT, what=NOISED)
@@ -278,17 +281,19 @@ def test_what_was_known_of_a_run_that_is_over_is_gone(tmp_path: Path) -> None:
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - ours
 
 
-def test_runs_of_a_copy_are_over(tmp_path: Path) -> None:
-    """A restored node begins nothing in a run that it knew; in a new run it does."""
-    close_runs(tmp_path, ["r-00000001", "r-00000002"])
-    with contextlib.closing(open_guard(tmp_path)) as guard:
+def test_without_the_file_the_runs_that_are_known_are_over(tmp_path: Path) -> None:
+    """A node that has lost its memory begins in new runs alone; one that has it goes on in all."""
+    known = (ATTEMPT.run, "r-00000002")
+    with contextlib.closing(open_guard(tmp_path, known_runs=known)) as guard:
         assert refused(lambda do: do(guard), begun(ATTEMPT)) == "E-SECAGG-RUN-OVER"
         guard.begin(replace(ATTEMPT, run="r-00000003"), terms=S1)
+    with contextlib.closing(open_guard(tmp_path, known_runs=(*known, "r-00000003"))) as guard:
+        guard.begin(replace(LATER, run="r-00000003"), terms=S1)
 
 
 def test_the_file_is_private_and_durable(tmp_path: Path) -> None:
     """Mode 0600, a write-ahead log, and each commit flushed."""
-    with contextlib.closing(open_guard(tmp_path)) as guard:
+    with contextlib.closing(open_guard(tmp_path, known_runs=())) as guard:
         assert stat.S_IMODE((tmp_path / GUARD_NAME).stat().st_mode) == 0o600
         connection: sqlite3.Connection = vars(guard)["_connection"]
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -304,5 +309,5 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(TacitError) as caught:
-            open_guard(tmp_path)
+            open_guard(tmp_path, known_runs=())
         assert caught.value.code == code
