@@ -245,6 +245,8 @@ def _named() -> Iterator[None]:
             f"expected to use {GUARD_NAME}: {error}",
             hint="See the disk, and whether another process holds the state directory.",
         ) from error
+    except sqlite3.ProgrammingError:  # a call after close: no word on the file
+        raise
     except sqlite3.Error as error:
         raise TrustError(
             "E-SECAGG-STORE-CORRUPT",
