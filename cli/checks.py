@@ -154,11 +154,11 @@ def show_notes(notes: Iterable[str]) -> None:
 
 
 def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
-    from tacit.privacy.plan import privacy_plan  # noqa: PLC0415 - half a second
+    from tacit.privacy.distributed.plan import plan_of_run  # noqa: PLC0415 - half a second
 
     privacy = specification.privacy
     assumed = records or (int(0.5 / privacy.delta) if privacy.delta else 1)
-    plan = privacy_plan(specification, records=max(1, assumed))
+    plan = plan_of_run(specification, records=max(1, assumed))
     if not plan.is_private:
         return {"mode": plan.mode, "note": "no noise: every reply is exact"}
     summary = {

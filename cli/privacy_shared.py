@@ -152,7 +152,6 @@ def show_shared(plan: DistributedPlan, *, budget: float | None, json: bool) -> N
     """Show what each member adds, what the run costs at the worst and at best, and by rounds."""
     from tacit.privacy.outlook import milestones, outlook_of  # noqa: PLC0415 - as above
     from tacit.privacy.profiles import SOURCE, tier_of  # noqa: PLC0415
-    from tacit.privacy.spec import BUILT_MODES  # noqa: PLC0415
 
     noise = plan.noise
     cohort = noise.cohort
@@ -186,8 +185,6 @@ def show_shared(plan: DistributedPlan, *, budget: float | None, json: bool) -> N
         "budget": outlook,
         "rounds": [{"rounds": a, "steps": b, "epsilon": c} for a, b, c in rounds],
     }
-    if plan.mode not in BUILT_MODES:
-        show_notes(("this version plans that mode, and runs nothing in it yet",))
     if json:
         emit(values, json=True)
         return

@@ -218,7 +218,7 @@ def verify_mechanism(privacy: PrivacySpec, *, app: bool) -> None:
         )
     if privacy.mode is PrivacyMode.NONE:
         return
-    by_node = privacy.mode is PrivacyMode.CLIENT_LOCAL
+    by_node = privacy.mode in (PrivacyMode.CLIENT_LOCAL, PrivacyMode.CLIENT_DISTRIBUTED)
     if privacy.unit is None or (privacy.unit is PrivacyUnit.CLIENT) is not by_node:
         unit = "no unit" if privacy.unit is None else f"unit {privacy.unit.value}"
         raise RefusedError(
@@ -229,7 +229,7 @@ def verify_mechanism(privacy: PrivacySpec, *, app: bool) -> None:
             "E-MODE-APP",
             f"expected the built-in app for {privacy.mode.value}, got an app of its own",
             hint="Nothing here makes a foreign app's training private record by record; "
-            "client-local protects its whole update.",
+            "the client modes protect its whole update.",
         )
 
 

@@ -15,28 +15,28 @@ names what the run has cost so far and where the ledger ends.
    or not at all: once the key is wiped, the answer may have left.
 5. An attempt of which nothing can leave any more, and for which the server has given no receipt, is
    entered as aborted, with the reason: charged and, as far as this side knows, not used. Its charge
-   stays. Nothing is settled here: a node adds all of its noise itself, so that what was reserved is
-   exact; settling is for noise that several members share.
+   stays.
+6. Noise that members share is reserved as if all but the fewest were lost, and settled once a
+   quorum has signed who is in the sum; a node's own noise is exact, and never settled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from tacit.client.approvals import account_delta
+from tacit.client.charge_parts import naming, noise_of, split_of, times
 from tacit.client.ledger_terms import declared_terms
 from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError, TrustError
-from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.audit_plan import audit_release
+from tacit.privacy.distributed.plan import DistributedPlan, RunPlan, plan_of_run
 from tacit.privacy.evaluation_plan import evaluation_plan
-from tacit.privacy.ledger_account import mechanism_for
 from tacit.privacy.ledger_entries import (
     Charge,
     ChargeKey,
@@ -45,25 +45,22 @@ from tacit.privacy.ledger_entries import (
     Side,
     Terms,
     Unit,
-    canonical,
-    split_digest,
 )
 from tacit.privacy.ledger_head import Head, SignedHead, verify_head
-from tacit.privacy.plan import PrivacyPlan, privacy_plan
 from tacit.protos import fleet_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from tacit.client.configuration import ClientConfig, DataSet
     from tacit.client.envelope import Release
+    from tacit.client.secure import Settling
     from tacit.core.audit_spec import AuditSpec
     from tacit.privacy.ledger import Ledger
 
 logger = logging.getLogger("tacit.client.charges")
 
 NOISE_SOURCE = "AES-256-CTR, a fresh key for each attempt"
-_SPLIT_RULE = "tacit split 1"  # learning/splits.py
 _WHOLE_RUN = "the whole run"
 
 
@@ -116,7 +113,7 @@ class Charges:
             others = self._promised(specification.data_set, beside or {})
             planned = [charge for charges in others.values() for charge in charges]
             for number, charge in enumerate(whole if planned else [], 1):
-                with _naming(others, terms):
+                with naming(others, terms):
                     self._ledger.preview(charge, terms, planned=[*planned, *whole[:number]])
         except BudgetError as error:
             return None if beside is None else error
@@ -171,8 +168,13 @@ class Charges:
             "replaced.",
         )
 
-    def charge(self, release: Release) -> fleet_pb2.Claim | None:
+    def charge(self, release: Release, *, survivors: int = 0) -> fleet_pb2.Claim | None:
         """Enter a release into the ledger; what this returns is on the disk, and it may leave.
+
+        Args:
+            release: what asks to leave.
+            survivors: how many members' noise is in the sum, where a quorum has signed it; 0 is
+                not known yet, and charged at the worst.
 
         Returns the claim for the server; None in mode none, which claims nothing.
 
@@ -184,7 +186,7 @@ class Charges:
         data_set = self._config.data_sets.get(specification.data_set)
         if data_set is None:
             return None
-        charge = self._charge_of(release, data_set)
+        charge = self._charge_of(release, data_set, survivors=survivors)
         if charge is None:
             # An opening of canaries shows nothing of a record that was not charged before.
             opened = specification.canaries and release.instruction.message_type == "query"
@@ -200,6 +202,28 @@ class Charges:
             ledger=self.head(),
             canary_commitment=release.canary_commitment,
         )
+
+    def settle(self, specification: RunSpec, run_id: str, settling: Settling) -> None:
+        """Lower the charge of a sum to the noise of those who are proved to be in it.
+
+        What was charged at the worst stays so where the ledger cannot be written.
+        """
+        key = ChargeKey(run=run_id, message=settling.message_id, attempt=settling.attempt)
+        data_set = self._config.data_sets[specification.data_set]
+        plan = plan_of_run(specification, records=data_set.records)
+        if not isinstance(plan, DistributedPlan):
+            return
+        survivors = settling.survivors
+        try:
+            self._ledger.settle(
+                key,
+                mechanism=plan.noise.settled(1, survivors=survivors),
+                evidence=settling.evidence,
+                realised_noise=plan.noise.released_deviation(survivors),
+            )
+        except TacitError as error:
+            fields = {"message": key.message, "code": error.code}
+            logger.warning("a charge is not settled", extra={"fields": fields})
 
     def abort(self, keys: Iterable[ChargeKey], reason: str) -> None:
         """Note that attempts came to nothing; what was not charged is passed over.
@@ -270,16 +294,18 @@ class Charges:
         asked = _Asked(run=run_id, message=_WHOLE_RUN)
         if specification.audit is not None:
             return [self._audit(specification, specification.audit, data_set, asked)]
-        plan = privacy_plan(specification, records=data_set.records)
+        plan = plan_of_run(specification, records=data_set.records)
         training = self._training(specification, data_set, plan, asked)
-        charges = [_times(training, plan.releases)]
+        charges = [times(training, specification.training_releases)]
         if specification.noises("evaluate"):
             asked = asked._replace(message=f"{_WHOLE_RUN}, metrics")
             one = self._evaluation(specification, data_set, asked)
-            charges.append(_times(one, specification.evaluations))
+            charges.append(times(one, specification.evaluations))
         return charges
 
-    def _charge_of(self, release: Release, data_set: DataSet) -> Charge | None:
+    def _charge_of(
+        self, release: Release, data_set: DataSet, *, survivors: int = 0
+    ) -> Charge | None:
         """Return what a release costs; None for one that leaves without noise."""
         specification, head = release.specification, release.instruction
         if not specification.noises(head.message_type):
@@ -296,14 +322,18 @@ class Charges:
             return self._audit(specification, specification.audit, data_set, asked)
         if head.message_type == "evaluate":
             return self._evaluation(specification, data_set, asked)
-        plan = privacy_plan(specification, records=data_set.records)
-        return self._training(specification, data_set, plan, asked)
+        plan = plan_of_run(specification, records=data_set.records)
+        charge = self._training(specification, data_set, plan, asked)
+        if survivors and isinstance(plan, DistributedPlan):
+            lower = plan.noise.settled(1, survivors=survivors)
+            charge = dataclasses.replace(charge, mechanism=lower)
+        return charge
 
     def _training(
         self,
         specification: RunSpec,
         data_set: DataSet,
-        plan: PrivacyPlan,
+        plan: RunPlan,
         asked: _Asked,
     ) -> Charge:
         by_client = plan.unit is PrivacyUnit.CLIENT
@@ -312,7 +342,7 @@ class Charges:
             data_set=specification.data_set,
             purpose=Purpose.TRAINING,
             side=Side.WHOLE if by_client else Side.TRAIN,
-            split="" if by_client else _split(specification, data_set),
+            split="" if by_client else split_of(specification, data_set),
             split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
             unit=Unit(plan.unit.value),
             relation=plan.relation,
@@ -322,11 +352,16 @@ class Charges:
                 f"steps {plan.local_steps}",
                 f"normaliser {plan.normaliser:g}",
                 "ranges and categories",
+                *(("members and survivors",) if specification.secure_aggregation else ()),
             ),
-            seen_by=("the server sees each round's update", "all owners see the rounds' models"),
-            mechanism=plan.mechanism(),
+            seen_by=(
+                "the server sees the sum over all survivors"
+                if specification.secure_aggregation is not None
+                else "the server sees each round's update",
+                "all owners see the rounds' models",
+            ),
+            **noise_of(plan),
             clip=plan.clip,
-            noise_deviation=plan.noise_deviation,
             delta=plan.delta,
             noise_source=NOISE_SOURCE,
         )
@@ -338,7 +373,7 @@ class Charges:
             data_set=specification.data_set,
             purpose=Purpose.METRICS,
             side=Side.VALIDATION,
-            split=_split(specification, data_set),
+            split=split_of(specification, data_set),
             split_unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
             unit=Unit(plan.unit.value),
             relation=Relation.ADD_REMOVE,
@@ -426,55 +461,3 @@ def head_of(message: fleet_pb2.LedgerHead) -> SignedHead:
         raise ProtocolError("E-LEDGER-HEAD", "expected a ledger's id and hash of 32 bytes each")
     head = Head(ledger=message.ledger_id.hex(), count=message.entries, hash=message.sha256.hex())
     return SignedHead(head=head, signature=message.signature.hex())
-
-
-@contextlib.contextmanager
-def _naming(others: Mapping[str, Sequence[Charge]], terms: Terms) -> Iterator[None]:
-    """Say of a budget without room which runs will use it.
-
-    Raises:
-        BudgetError: as it came, with their names.
-    """
-    try:
-        yield
-    except BudgetError as error:
-        runs = [
-            f"{run_id} is approved and will use up to epsilon {_epsilon(charges, terms):.4g}"
-            for run_id, charges in others.items()
-        ]
-        raise BudgetError(
-            error.code,
-            f"{error.message}; counted as used, though not all of it is yet: {'; '.join(runs)}",
-            hint="Wait until such a run is over, or `tacit client deny` it; then "
-            f"`tacit client approve` looks again. {error.hint}",
-        ) from error
-
-
-def _epsilon(charges: Sequence[Charge], terms: Terms) -> float:
-    """Return what a whole run costs one unit of the budget: that of its dearer side."""
-    return max(
-        epsilon_of_events([mechanism_for(charge, charge.mechanism, unit=terms.unit)], terms.delta)
-        for charge in charges
-    )
-
-
-def _times(charge: Charge, releases: int) -> Charge:
-    one = charge.mechanism
-    return dataclasses.replace(
-        charge, mechanism=dataclasses.replace(one, steps=one.steps * releases)
-    )
-
-
-def _split(specification: RunSpec, data_set: DataSet) -> str:
-    training = specification.training
-    if training is None:
-        return ""
-    depends_on = hashlib.sha256(
-        canonical([plain(specification.data), data_set.subject, data_set.clean.digest()])
-    )
-    return split_digest(
-        rule=_SPLIT_RULE,
-        seed=training.seed,
-        fraction=training.validation_fraction,
-        depends_on=depends_on.hexdigest(),
-    )

@@ -49,8 +49,8 @@ from tacit.core.keys import node_id_of
 from tacit.core.membership import Membership
 from tacit.core.specification import PrivacyMode, RunSpec
 from tacit.core.state import open_state
+from tacit.privacy.distributed.plan import epsilon_of_answers, plan_of_run
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
-from tacit.privacy.plan import privacy_plan
 from tacit.privacy.secagg.terms import Member
 from tacit.protos import fleet_pb2
 from tacit.protos.memory import keep_large_buffers
@@ -175,7 +175,7 @@ def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | N
     """
     if specification.privacy.mode is PrivacyMode.NONE:
         return None
-    return privacy_plan(specification, records=records).epsilon_after(releases)
+    return epsilon_of_answers(plan_of_run(specification, records=records), releases)
 
 
 def join_request(parts: Assembled) -> fleet_pb2.JoinRequest:

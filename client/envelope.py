@@ -39,6 +39,7 @@ from tacit.core.errors import RefusedError
 from tacit.core.results import result_schema
 from tacit.core.specification import MetricSpec, PrivacyMode, ReplySpec, RunSpec
 from tacit.protos import fleet_pb2, records_pb2
+from tacit.protos.secure import RECORD, VECTOR, secure_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +108,8 @@ def reply_schema(
     declared = _declared(specification, message_type)
     if declared.arrays == "none":
         return ReplySchema(arrays_keys=(), arrays=None, metrics=declared.metrics)
+    if declared.arrays == "share":
+        return _share_schema(specification)
     models = [record for record in instruction.records if record.kind == records_pb2.Record.ARRAYS]
     if len(models) != 1:
         raise RefusedError(
@@ -117,6 +120,13 @@ def reply_schema(
         arrays={entry.name: entry for entry in models[0].arrays},
         metrics=declared.metrics,
     )
+
+
+def _share_schema(specification: RunSpec) -> ReplySchema:
+    secure = specification.secure_aggregation
+    size = 0 if secure is None else secure.dimension
+    share = secure_entry(VECTOR, "uint32", size)
+    return ReplySchema(arrays_keys=(RECORD,), arrays={VECTOR: share}, metrics={})
 
 
 def _declared(specification: RunSpec, message_type: str) -> ReplySpec:

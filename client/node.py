@@ -42,7 +42,7 @@ from tacit.client.preparation import PREPARED_NAME
 from tacit.client.received import is_last_model, keep_received
 from tacit.client.replies import Replies
 from tacit.client.runs import Runs, Surroundings, parse_specification
-from tacit.client.secure import Held, SecureSteps
+from tacit.client.secure import Held, Part, SecureSteps
 from tacit.client.update import Noising, conceals_failures, verify_noisable
 from tacit.core.errors import (
     AppError,
@@ -257,11 +257,10 @@ class Node:
         if release.specification.noises(head.message_type):
             if not self.store.has_noise_key(head.message_id, head.attempt):
                 self.charges.verify_unspent(head)
-            key = self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
             if _noises_here(release.specification):
-                noising = self._noising(head, release.specification, payload, key)
-            else:
-                call.noise_key = key
+                noising = self._noising(head, release.specification, payload)
+            elif _noises_in_worker(release.specification):
+                call.noise_key = self._noise_key(head)
         self._runs.prepare(run, release.specification)
         self._keep_last_model(head, release.specification, payload)
         try:
@@ -302,12 +301,17 @@ class Node:
                 return self._replies.store_answer(release, answer, now, noising=noising)
             received = memoryview(bytes(open_view(payload)))
             verify_digest(release.instruction.manifest, received)
-            manifest, reply, entry = self._replies.hold_answer(
+            manifest, reply, state = self._replies.hold_answer(
                 release, answer, now, noising=noising
             )
             held = Held(release=release, manifest=manifest, reply=reply, received=received)
-            self._secure.hold(release.instruction, held)
-            return entry
+            if release.instruction.secure.step == 1:
+                self._secure.hold(release.instruction, held)
+                return self._replies.store_step(
+                    release.instruction, Part(body=b""), run=now, state=state
+                )
+            part = self._secure.again(release.instruction, held, release.specification)
+            return self._replies.store_step(release.instruction, part, run=now, state=state)
 
     def _stepped(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
         """Take one step of secure aggregation; a vector leaves under the owner's present word."""
@@ -327,7 +331,10 @@ class Node:
             release = self._renewed(release)
             verify_permitted(release)
             part = dataclasses.replace(part, release=release)
-        return self._replies.store_step(head, part, run=run)
+        entry = self._replies.store_step(head, part, run=run)
+        if part.settles is not None:
+            self.charges.settle(specification, head.run_id, part.settles)
+        return entry
 
     def _renewed(self, release: Release) -> Release:
         """Return a release under the owner's present word: it may have become no meanwhile.
@@ -340,8 +347,11 @@ class Node:
         run = self._runs.known(release.instruction.run_id)
         return dataclasses.replace(release, verdict=run.verdict)
 
+    def _noise_key(self, head: fleet_pb2.InstructionHead) -> bytes:
+        return self.store.noise_key(head.message_id, head.attempt, fresh=self._around.fresh_key)
+
     def _noising(
-        self, head: fleet_pb2.InstructionHead, specification: RunSpec, payload: Payload, key: bytes
+        self, head: fleet_pb2.InstructionHead, specification: RunSpec, payload: Payload
     ) -> Noising:
         """Keep what is needed to noise an update where the app cannot reach it.
 
@@ -359,14 +369,14 @@ class Node:
             received=received,
             plan=privacy_plan(specification, records=records),
             weighted=WEIGHT in schema.metrics,
-            key=key,
+            key=self._noise_key(head),
         )
 
     def _release(self, head: fleet_pb2.InstructionHead, run: RunRecord) -> Release:
         specification = parse_specification(run.specification)
         released = self.store.count_releases(head.run_id, head.message_type)
         epsilon = run.epsilon
-        if released >= specification.participation.rounds:  # rounds were tried again
+        if released >= specification.training_releases:  # rounds were tried again
             epsilon = self._runs.epsilon(specification, released + 1)
         return Release(
             specification=specification,
@@ -450,5 +460,16 @@ def _charged_as(release: Release, head: fleet_pb2.InstructionHead) -> fleet_pb2.
 
 
 def _noises_here(specification: RunSpec) -> bool:
-    """Whether the node noises what an app answers; else the built-in app does, with its key."""
+    """Whether the node noises what an app answers, before it is held or leaves."""
     return specification.audit is None and specification.privacy.mode is PrivacyMode.CLIENT_LOCAL
+
+
+def _noises_in_worker(specification: RunSpec) -> bool:
+    """Whether the built-in app adds the noise, with the node's key.
+
+    A whole update that is summed unseen gets its share in the session (client/secure.py).
+    """
+    return (
+        specification.audit is not None
+        or specification.privacy.mode is not PrivacyMode.CLIENT_DISTRIBUTED
+    )

@@ -18,7 +18,6 @@ from tacit.client.configuration import ClientConfig, Journal
 from tacit.client.envelope import Release, verify_release
 from tacit.client.outbox import Outbox, StoredPayload
 from tacit.client.payload import BufferPayload
-from tacit.client.secure import Part
 from tacit.client.store import Decision, OutboxEntry, RunRecord, Store
 from tacit.client.update import CONCEALED, Noising, noise_reply
 from tacit.core.errors import AppError, ProtocolError, RefusedError, TacitError
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from tacit.client.charges import Charges
     from tacit.client.runner import AppAnswer
+    from tacit.client.secure import Part
 
 logger = logging.getLogger("tacit.client.replies")
 
@@ -138,12 +138,11 @@ class Replies:
         run: RunRecord,
         *,
         noising: Noising | None = None,
-    ) -> tuple[records_pb2.Manifest, memoryview, OutboxEntry]:
+    ) -> tuple[records_pb2.Manifest, memoryview, tuple[bytes, str] | None]:
         """Copy, check and noise an app's answer as :meth:`store_answer` does, and let none leave.
 
         Returns:
-            What is held: manifest and bytes; and the answer to the instruction, which says that
-            something is held.
+            What is held, manifest and bytes; and the app's state, if it has changed.
 
         Raises:
             As :meth:`store_answer`, but for the charge.
@@ -154,8 +153,7 @@ class Replies:
             state = self._stored_state(release.instruction, answer, run)
         finally:
             self.outbox.remove(stored.name)
-        entry = self.store_step(release.instruction, Part(body=b""), run=run, state=state)
-        return manifest, held, entry
+        return manifest, held, state
 
     def store_step(
         self,
@@ -180,7 +178,9 @@ class Replies:
         )
         manifest.payload_sha256 = stored.sha256
         try:
-            claim = None if part.release is None else self._charges.charge(part.release)
+            claim = None
+            if part.release is not None:
+                claim = self._charges.charge(part.release, survivors=part.survivors)
         except TacitError:
             self.outbox.remove(stored.name)
             raise

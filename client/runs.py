@@ -159,7 +159,7 @@ class Runs:
             problems = getattr(error, "problems", ())
             reason = "; ".join((error.message, *problems[:5]))
             return dataclasses.replace(run, code=error.code, reason=reason)
-        epsilon = self.epsilon(parsed, parsed.participation.rounds)
+        epsilon = self.epsilon(parsed, parsed.training_releases)
         offer = Offer(
             specification=parsed,
             epsilon=epsilon,

@@ -11,6 +11,7 @@ envelope; the vector is computed here, from that copy and from what the server h
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,8 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tacit.core.errors import ProtocolError, RefusedError, TacitError, TrustError
-from tacit.privacy.layout import Form
+from tacit.core.specification import PrivacyMode
+from tacit.privacy.layout import Form, verify_unchanged
 from tacit.privacy.secagg.client import ClientSession, Trust
+from tacit.privacy.secagg.keys import KEY_BYTES
+from tacit.privacy.secagg.masks import RING_DTYPE
 from tacit.privacy.secagg.terms import SMALLEST_COHORT, Floors, Member, parse_terms
 from tacit.privacy.secure_sum import secure_plan, terms_of, weight_key
 from tacit.protos.manifest import array_of, placed, value_of
@@ -30,6 +34,7 @@ from tacit.protos.secure import (
     MASKED,
     SHARES,
     UNMASK,
+    VECTOR,
     model_digest,
 )
 
@@ -76,11 +81,31 @@ class Part:
         body: bytes of the step's message.
         vector: masked, where the step has one.
         release: what the vector costs; None where nothing of a record leaves.
+        survivors: in how many members' sum the vector is, where that is proved; else 0.
+        settles: the charge that the proof lowers, where there is one.
     """
 
     body: bytes
     vector: Words | None = None
     release: Release | None = None
+    survivors: int = 0
+    settles: Settling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settling:
+    """A charge at the worst, and the proof of how many members' noise is really in the sum.
+
+    Attributes:
+        message_id, attempt: what was charged.
+        survivors: |U3|.
+        evidence: the signatures of a quorum on one list of them, which the session has verified.
+    """
+
+    message_id: str
+    attempt: int
+    survivors: int
+    evidence: bytes
 
 
 @dataclass(kw_only=True)
@@ -88,6 +113,7 @@ class _Live:
     run_id: str
     session: ClientSession
     model: bytes
+    masked: tuple[str, int] = ("", 0)  # message and attempt that the first vector was charged under
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -102,7 +128,9 @@ class SecureSteps:
         pinned: Callable[[], Mapping[str, Member]],
         sign: Callable[[bytes], bytes],
         guard: Guard,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        self._random = random_bytes
         self._node_id = node_id
         self._policy = policy
         self._pinned = pinned
@@ -167,7 +195,16 @@ class SecureSteps:
         if kind == CONSISTENCY:
             return Part(body=session.sign(body))
         if kind == UNMASK:
-            return Part(body=session.unmask(body))
+            message, (message_id, attempt) = session.unmask(body), live.masked
+            settles = None
+            if session.terms.local_sigma > 0:
+                settles = Settling(
+                    message_id=message_id,
+                    attempt=attempt,
+                    survivors=len(session.survivors),
+                    evidence=body,
+                )
+            return Part(body=message, settles=settles)
         raise ProtocolError("E-MESSAGE-TYPE", "expected a step of secure aggregation")
 
     def end_run(self, run_id: str) -> None:
@@ -235,6 +272,29 @@ class SecureSteps:
             raise _other_members()
         return {one.node_id: one.enrolment_key for one in members}
 
+    def again(self, head: InstructionHead, held: Held, specification: RunSpec) -> Part:
+        """Mask what was made of a later step's instruction, in the session of the first.
+
+        Raises:
+            TacitError: the step is refused; its session has ended.
+        """
+        live = self._of(head)
+        with live.lock:
+            try:
+                vector = self._vector(live.session.terms, held, specification)
+                message = live.session.mask_again(
+                    vector, step=head.secure.step, model=head.secure.model_sha256
+                )
+            except TacitError:
+                self._drop(head.secure.session)
+                raise
+        return Part(
+            body=message,
+            vector=vector,
+            release=held.release,
+            survivors=len(live.session.survivors),
+        )
+
     def _of(self, head: InstructionHead) -> _Live:
         with self._changing:
             live = self._live.get(head.secure.session)
@@ -257,6 +317,7 @@ class SecureSteps:
             raise ProtocolError("E-SECAGG-MODEL", "the session is for another model")
         vector = self._vector(live.session.terms, held, specification)
         message = live.session.mask(body, vector)
+        live.masked = (head.message_id, head.attempt)
         return Part(body=message, vector=vector, release=held.release)
 
     def _vector(self, terms: Terms, held: Held, specification: RunSpec) -> Words:
@@ -274,19 +335,26 @@ class SecureSteps:
             run=terms.run,
             round_number=terms.round,
             attempt=terms.attempt,
-            steps=1,
+            steps=terms.steps,
         )
-        if expected != terms:
+        if expected != terms or terms.steps > specification.secure_steps:
             raise RefusedError(
                 "E-SECAGG-TERMS",
                 "the session's terms are not those that follow from the approved run",
             )
+        reply = _arrays(held.manifest, held.reply)
+        if specification.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED:
+            return np.array(reply[VECTOR], dtype=RING_DTYPE)  # it has its noise already
+        if plan.noise is not None:
+            verify_unchanged(plan.layout, received, reply)
+            update = np.empty(plan.layout.changes, dtype=np.float64)
+            plan.layout.write_changes(update, received, reply)
+            purpose = f"update of session {terms.digest.hex()}"
+            return plan.encode_noised(update, key=self._random(KEY_BYTES), purpose=purpose)
         metrics = _metrics(held.manifest)
         weight = int(metrics.pop(weight_key(specification), 1)) if plan.layout.weighted else 1
         changes = np.empty(plan.layout.changes, dtype=np.float64)
-        plan.layout.write_changes(
-            changes, received, _arrays(held.manifest, held.reply), weight=weight
-        )
+        plan.layout.write_changes(changes, received, reply, weight=weight)
         limbs = plan.layout.limbs(
             {name: metrics[name] for name in plan.layout.metrics if name in metrics}, weight=weight
         )

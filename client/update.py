@@ -55,7 +55,8 @@ def conceals_failures(specification: RunSpec) -> bool:
     """Whether a failure of code that is not ours would tell of records that the mode protects."""
     model = specification.model
     foreign = specification.app is not None or (model is not None and model.factory is not None)
-    return foreign and specification.privacy.mode is PrivacyMode.CLIENT_LOCAL
+    modes = (PrivacyMode.CLIENT_LOCAL, PrivacyMode.CLIENT_DISTRIBUTED)
+    return foreign and specification.privacy.mode in modes
 
 
 def verify_noisable(instruction: records_pb2.Manifest) -> None:

@@ -35,7 +35,8 @@ class ReplySpec:
 
     Attributes:
         arrays: ``"model"``: one array record with the names, shapes and dtypes of the model that
-            the instruction carried; ``"none"``: no arrays.
+            the instruction carried; ``"none"``: no arrays; ``"share"``: one member's share of a
+            noised sum, uint32 (built-in runs in mode ``record-distributed`` alone).
         metrics: allowed metrics by name.
     """
 

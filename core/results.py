@@ -52,6 +52,7 @@ def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
     Runs with an app of their own declare it in ``results``. Built-in runs reply to ``train`` with
     the model and a weight. Under differential privacy the weight is 1: the number of an owner's
     records is part of what is protected, and a mean weighted by it would have another sensitivity.
+    In mode ``record-distributed`` it is one member's share of a noised sum instead, as integers.
     Evaluation carries noised sums where the run declares ``evaluation.epsilon``, else exact
     metrics; whether those may leave is for the owner's policy to say. An audit is answered with
     one histogram for each of its probes, and trains nothing. A run with canaries has one query
@@ -61,23 +62,25 @@ def result_schema(spec: RunSpec) -> Mapping[str, ReplySpec]:
         return {"query": ReplySpec(arrays="none", metrics=_histograms(spec.audit))}
     if spec.app is not None:
         return spec.results
+    if spec.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED:
+        return {"train": ReplySpec(arrays="share")} | _evaluation(spec, _ONE)
     if spec.privacy.mode is PrivacyMode.NONE:
         train = {"num-examples": _COUNT, "loss": _LOSS}
         weight = _COUNT
     else:
         train = {"num-examples": _ONE}
         weight = _ONE
-    opening = {}
+    opening: dict[str, ReplySpec] = {}
     if spec.canaries is not None:
         opening = {"query": ReplySpec(arrays="none", metrics=_opening(spec.canaries))}
+    return {"train": ReplySpec(arrays="model", metrics=train)} | _evaluation(spec, weight) | opening
+
+
+def _evaluation(spec: RunSpec, weight: MetricSpec) -> dict[str, ReplySpec]:
     evaluate = {"num-examples": weight, "loss": _LOSS, "accuracy": _SHARE}
     if spec.noises("evaluate"):
         evaluate = {"num-examples": _ONE} | dict.fromkeys(SUMS, _NOISED)
-    return {
-        "train": ReplySpec(arrays="model", metrics=train),
-        "evaluate": ReplySpec(arrays="none", metrics=evaluate),
-        **opening,
-    }
+    return {"evaluate": ReplySpec(arrays="none", metrics=evaluate)}
 
 
 def histogram_name(probe: str) -> str:

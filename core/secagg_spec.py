@@ -11,6 +11,12 @@ import math
 import re
 from collections.abc import Iterator  # noqa: TC003 - read when a specification is converted
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tacit.core.privacy_spec import PrivacyMode
+
+if TYPE_CHECKING:
+    from tacit.core.specification import RunSpec
 
 LEAST_MEMBERS = 3  # of two, each knows the other's share of a sum
 MAX_MEMBERS = 10_000
@@ -45,6 +51,8 @@ class SecureAggregationSpec:
             clip of a whole update. A silo clamps what is larger, which costs accuracy alone.
         max_records: a public guess of the most records of one member, for R; 0 is
             privacy.normaliser, which counts those of all.
+        dimension: d, numbers in one member's vector, which the noise and its cost depend on in the
+            distributed modes; 0 in a file: ``tacit run submit`` counts them in the initial weights.
         max_weight: public bound on a member's weight in the mean, where sums have no noise of
             their own; a larger one is refused.
     """
@@ -57,6 +65,7 @@ class SecureAggregationSpec:
     bound: float = 0.0
     max_records: int = 0
     max_weight: int = 100_000
+    dimension: int = 0
 
     def __post_init__(self) -> None:
         # What is approved names the threshold, and the order of members says nothing.
@@ -85,10 +94,32 @@ class SecureAggregationSpec:
         if not 1 <= self.steps_per_round <= MAX_STEPS_PER_ROUND:
             text = f"expected 1 to {MAX_STEPS_PER_ROUND}, got {self.steps_per_round}"
             yield "steps_per_round", text
-        for key in ("bound", "max_records"):
+        for key in ("bound", "max_records", "dimension"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
                 yield key, f"expected 0 (derived) or more, got {value}"
+
+    def problems_in(self, run: RunSpec) -> Iterator[tuple[str, str]]:
+        """Yield what in this table does not fit the rest of a run."""
+        by_record = run.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED
+        people, count = run.participation, len(self.members)
+        if people.fraction != 1.0:
+            yield "participation.fraction", "members are named, not sampled: expected 1"
+        if not self.threshold <= people.min_clients <= count:
+            text = f"expected the threshold, {self.threshold}, to all {count} members"
+            yield "participation.min_clients", f"{text}, got {people.min_clients}"
+        if by_record and run.training is not None and run.training.local_steps != 1:
+            text = "each step is a sum over all members: expected 1, and"
+            yield "training.local_steps", f"{text} secure_aggregation.steps_per_round for more"
+        if not by_record and self.steps_per_round != 1:
+            yield "secure_aggregation.steps_per_round", "a whole update is summed once: expected 1"
+        if not by_record and self.max_records:
+            yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
+        if run.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and self.bound:
+            yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
+        if run.app is not None and run.app.server:
+            text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
+            yield "app.server", text
 
     def _problems_of_counts(self, count: int) -> Iterator[tuple[str, str]]:
         least = least_threshold(count)

@@ -320,7 +320,7 @@ class RunSpec:
             yield "data_set", f"expected letters, digits, '-', '_' and '.', got {self.data_set!r}"
         yield from self._problems_of_parts()
         if self.secure_aggregation is not None:
-            yield from self._problems_of_secure_sums(self.secure_aggregation)
+            yield from self.secure_aggregation.problems_in(self)
         elif self.privacy.mode.is_distributed and self.audit is None:
             text = "missing: name the members among whom the noise is shared"
             yield "secure_aggregation", f'{text} (mode "{self.privacy.mode.value}")'
@@ -337,6 +337,16 @@ class RunSpec:
         return self.canaries is not None and self.canaries.twin
 
     @property
+    def secure_steps(self) -> int:
+        """Secure sums in one round; 1 also where updates are not summed unseen."""
+        return self.secure_aggregation.steps_per_round if self.secure_aggregation else 1
+
+    @property
+    def training_releases(self) -> int:
+        """How often an owner answers training: once a round, or once a step of a secure sum."""
+        return self.participation.rounds * self.secure_steps
+
+    @property
     def evaluations(self) -> int:
         """How often the owners are asked to evaluate: after every ``evaluation.every`` rounds."""
         every = self.evaluation.every
@@ -351,27 +361,6 @@ class RunSpec:
         return message_type == "train" or (
             message_type == "evaluate" and self.evaluation.epsilon > 0
         )
-
-    def _problems_of_secure_sums(self, secure: SecureAggregationSpec) -> Iterator[tuple[str, str]]:
-        by_record = self.privacy.mode is PrivacyMode.RECORD_DISTRIBUTED
-        people, count = self.participation, len(secure.members)
-        if people.fraction != 1.0:
-            yield "participation.fraction", "members are named, not sampled: expected 1"
-        if not secure.threshold <= people.min_clients <= count:
-            text = f"expected the threshold, {secure.threshold}, to all {count} members"
-            yield "participation.min_clients", f"{text}, got {people.min_clients}"
-        if by_record and self.training is not None and self.training.local_steps != 1:
-            text = "each step is a sum over all members: expected 1, and"
-            yield "training.local_steps", f"{text} secure_aggregation.steps_per_round for more"
-        if not by_record and secure.steps_per_round != 1:
-            yield "secure_aggregation.steps_per_round", "a whole update is summed once: expected 1"
-        if not by_record and secure.max_records:
-            yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
-        if self.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and secure.bound:
-            yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
-        if self.app is not None and self.app.server:
-            text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
-            yield "app.server", text
 
     def _problems_of_noised_metrics(self) -> Iterator[tuple[str, str]]:
         key = "evaluation.epsilon"

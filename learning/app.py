@@ -30,10 +30,17 @@ from tacit.learning.planted import (
     opening_metrics,
 )
 from tacit.learning.task import Task, arrays_key, open_task, take_noise_key
-from tacit.learning.training import Recipe, train_model, train_with_canaries
+from tacit.learning.training import (
+    Recipe,
+    gradient_share,
+    train_model,
+    train_with_canaries,
+)
+from tacit.privacy.distributed.plan import DistributedPlan
 from tacit.privacy.evaluation_plan import evaluation_plan
 from tacit.privacy.noise import derive_key
 from tacit.protos.flower import array_record
+from tacit.protos.secure import RECORD, VECTOR
 
 if TYPE_CHECKING:
     from tacit.core.specification import TrainingSpec
@@ -49,6 +56,8 @@ def train(message: Message, context: Context) -> Message:
     key = take_noise_key(context)
     if key is not None:
         key = derive_key(key, purpose=f"train {task.weights_sha256()}")
+    if isinstance(task.plan, DistributedPlan) and task.plan.trains_with_noise:
+        return _share(message, task, task.plan, key)
     config = _config(message)
     recipe = Recipe(
         training=task.training,
@@ -66,6 +75,18 @@ def train(message: Message, context: Context) -> Message:
             "metrics": MetricRecord(dict(metrics)),
         }
     )
+    return Message(content=content, reply_to=message)
+
+
+def _share(message: Message, task: Task, plan: DistributedPlan, key: bytes | None) -> Message:
+    """Reply with this owner's share of one sum of clipped gradients, noised integers.
+
+    Raises:
+        RefusedError: there is no noise key (``E-NOISE-KEY-MISSING``).
+        ConfigError: the model has no share to give (``E-MODEL-FROZEN``, ``E-MODEL-NOT-DP``).
+    """
+    vector = gradient_share(task.model, task.sets.train, plan, noise_key=key)
+    content = RecordDict({RECORD: array_record({VECTOR: vector})})
     return Message(content=content, reply_to=message)
 
 

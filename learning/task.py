@@ -23,7 +23,7 @@ from tacit.core.errors import AppError, ConfigError
 from tacit.core.specification import DataSpec, ModelSpec, RunSpec, TrainingSpec
 from tacit.learning.models import build_model, load_model_arrays
 from tacit.learning.prepared import PreparedSets, load_prepared
-from tacit.privacy.plan import PrivacyPlan, privacy_plan
+from tacit.privacy.distributed.plan import RunPlan, plan_of_run
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -51,7 +51,7 @@ class Task:
 
     spec: RunSpec
     training: TrainingSpec
-    plan: PrivacyPlan
+    plan: RunPlan
     sets: PreparedSets
     received: Arrays
     model: nn.Module
@@ -77,7 +77,7 @@ def open_task(message: Message, context: Context) -> Task:
     spec = _specification(context)
     data, model_spec, training = _built_in_parts(spec)
     sets = load_prepared(Path(str(context.node_config[PREPARED])))
-    plan = privacy_plan(spec, records=sets.records)
+    plan = plan_of_run(spec, records=sets.records)
     model = build_model(model_spec, data, private=plan.trains_with_noise)
     received = _arrays(message)
     load_model_arrays(model, received)

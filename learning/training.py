@@ -16,21 +16,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tacit.core.errors import AppError, RefusedError
+from tacit.core.errors import AppError, ConfigError, RefusedError
 from tacit.core.logs import NOTE
 from tacit.core.results import MAX_LOSS
 from tacit.learning.optimizers import forget_gradients, make_optimizer
 from tacit.privacy.dpsgd.engine import make_engine
+from tacit.privacy.dpsgd.share import make_share_engine
+from tacit.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    import numpy.typing as npt
+
     from tacit.core.specification import TrainingSpec
     from tacit.learning.prepared import Examples
+    from tacit.privacy.distributed.plan import DistributedPlan, RunPlan
     from tacit.privacy.dpsgd.canaries import Canaries, CanaryScores
     from tacit.privacy.dpsgd.engine import Engine
-    from tacit.privacy.plan import PrivacyPlan
-
 
 logger = logging.getLogger("tacit.learning.training")
 
@@ -47,7 +51,7 @@ class Recipe:
     """
 
     training: TrainingSpec
-    plan: PrivacyPlan
+    plan: RunPlan
     proximal_mu: float = 0.0
     batch_seed: int = 0
 
@@ -97,6 +101,39 @@ def train_with_canaries(
     return engine.canary_scores()
 
 
+def gradient_share(
+    model: nn.Module, examples: Examples, plan: DistributedPlan, *, noise_key: bytes | None
+) -> npt.NDArray[np.uint32]:
+    """Return this owner's share of one noised sum of clipped gradients (uint32, ``(d,)``).
+
+    Args:
+        model: at the weights that were sent.
+        examples: all training records.
+        plan: of mode ``record-distributed``.
+        noise_key: 32 bytes, for this one sum.
+
+    Raises:
+        RefusedError: there is no noise key (``E-NOISE-KEY-MISSING``).
+        ConfigError: the model has real numbers that are not trained (``E-MODEL-FROZEN``), or
+            layers without per-example gradients (``E-MODEL-NOT-DP``).
+    """
+    if noise_key is None:
+        raise _without_key()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    held = [name for name, t in model.state_dict().items() if t.is_floating_point()]
+    if trained != held:
+        frozen = sorted(set(held) - set(trained))
+        raise ConfigError(
+            "E-MODEL-FROZEN",
+            f"expected a model whose real numbers are all trained, got others: {frozen[:5]}",
+            hint='mode "record-local" trains a part of a model.',
+        )
+    model.train()
+    engine = make_share_engine(model, plan=plan, noise_key=noise_key, subjects=examples.subjects)
+    features, labels = _tensors(examples)
+    return engine.share(features, labels)
+
+
 def _without_key() -> RefusedError:
     return RefusedError(
         "E-NOISE-KEY-MISSING",
@@ -122,6 +159,8 @@ def _train_private(
     canaries: Canaries | None = None,
 ) -> Engine:
     model.train()
+    if not isinstance(recipe.plan, PrivacyPlan):
+        raise RefusedError("E-MODE-NOT-BUILT", "expected a plan whose noise is the owner's own")
     engine = make_engine(
         model,
         plan=recipe.plan,

@@ -40,6 +40,7 @@ PLD_INTERVAL = 1e-4  # losses are rounded up to multiples of this, once for each
 PLD_ERROR = 2e-3  # PLD against PRV's lower bound and the closed form on the reference table
 _PLD_LIMIT = 64.0  # beyond it a loss distribution has millions of points, and no meaning
 _DELTA_SHARES = (0.1, 0.5, 0.9)  # for rule 4; each share gives a bound, so their least is one
+_MAX_EXPONENT = 700.0  # of e, in a double
 _MAX_MU = 1e3  # epsilon above 5e5: nobody means that
 _RELATIVE_TOLERANCE = 1e-10
 _CALIBRATION_SLACK = 1e-3  # share of epsilon that a calibrated multiplier may leave unused
@@ -264,7 +265,7 @@ def _with_errors(
     taken = 2.0 * error
     while taken < delta:
         epsilon = bound(groups, delta - taken)
-        if epsilon > _PLD_LIMIT:
+        if epsilon > _MAX_EXPONENT:
             break
         needed = (1.0 + math.exp(epsilon)) * error
         if needed <= taken:

@@ -125,6 +125,32 @@ class Layout:
             if weight != 1:
                 target *= weight
 
+    def write_sums(self, into: Float64Array, sums: Mapping[str, Array]) -> None:
+        """Write summed gradients (float64, in the forms of the arrays) into the coordinates.
+
+        Raises:
+            RefusedError: an array has another form (``E-SECAGG-FORM``).
+        """
+        start = 0
+        for form in self.arrays:
+            values = sums[form.name]
+            if values.shape != form.shape or values.dtype != np.float64:
+                raise RefusedError(
+                    "E-SECAGG-FORM",
+                    f"array {form.name}: expected float64 of shape {form.shape}, "
+                    f"got {values.dtype} of {values.shape}",
+                )
+            into[start : start + form.size] = values.reshape(-1)
+            start += form.size
+
+    def split(self, vector: Float64Array) -> dict[str, Float64Array]:
+        """Return each array's part of a vector, in its shape."""
+        parts, start = {}, 0
+        for form in self.arrays:
+            parts[form.name] = vector[start : start + form.size].reshape(form.shape)
+            start += form.size
+        return parts
+
     def limbs(self, metrics: Mapping[str, float], *, weight: int) -> Words:
         """Return the coordinates behind the changes: weight and weighted metrics (uint32).
 
@@ -185,16 +211,14 @@ class Layout:
     def updated(self, received: Mapping[str, Array], mean: Float64Array) -> dict[str, Array]:
         """Return the received arrays, each moved by its part of the mean change.
 
-        Integers are rounded to the nearest.
+        Integers are rounded to the nearest; an array that is not laid out stays as it is.
         """
-        arrays, start = {}, 0
-        for form in self.arrays:
-            change = mean[start : start + form.size].reshape(form.shape)
-            start += form.size
-            moved = received[form.name].astype(np.float64) + change
-            arrays[form.name] = (np.rint(moved) if form.dtype.kind in "biu" else moved).astype(
-                form.dtype
-            )
+        arrays = dict(received)
+        forms = {form.name: form for form in self.arrays}
+        for name, change in self.split(mean).items():
+            moved = received[name].astype(np.float64) + change
+            dtype = forms[name].dtype
+            arrays[name] = (np.rint(moved) if dtype.kind in "biu" else moved).astype(dtype)
         return arrays
 
     def _verify_weight(self, weight: int) -> None:
@@ -203,6 +227,24 @@ class Layout:
                 "E-SECAGG-RANGE",
                 f"expected a weight of 1 to {self.most_weight}, got {weight}",
                 hint="The run's secure_aggregation.most_weight bounds how many records count.",
+            )
+
+
+def verify_unchanged(
+    layout: Layout, received: Mapping[str, Array], reply: Mapping[str, Array]
+) -> None:
+    """Check that arrays which are not laid out, and so get no noise, are as they were received.
+
+    Raises:
+        RefusedError: one of them has changed (``E-UPDATE-INTEGER``).
+    """
+    laid_out = {form.name for form in layout.arrays}
+    for name, old in received.items():
+        if name not in laid_out and old.tobytes() != reply[name].tobytes():
+            raise RefusedError(
+                "E-UPDATE-INTEGER",
+                f"array {name}: expected integers as they were received, got others",
+                hint="Nothing can noise them, so they may not change.",
             )
 
 

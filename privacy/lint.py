@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.core.privacy_spec import PrivacyMode
-from tacit.privacy.plan import privacy_plan
+from tacit.privacy.distributed.plan import plan_of_run
 from tacit.privacy.profiles import SOURCE, WEAK, tier_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from tacit.core.specification import RunSpec
-    from tacit.privacy.plan import PrivacyPlan
+    from tacit.privacy.distributed.plan import RunPlan
 
 
 class Severity(enum.Enum):
@@ -190,15 +190,13 @@ def lint_run(spec: RunSpec, *, places: Mapping[str, str], records: int | None = 
     """
     privacy = spec.privacy
     assumed = records or (int(0.5 / privacy.delta) if privacy.delta else 1)
-    plan = privacy_plan(spec, records=max(1, assumed))
+    plan = plan_of_run(spec, records=max(1, assumed))
     found = _findings_of_run(spec, plan, places)
     epsilon = math.inf if plan.is_private and _leaves_exactly(spec) else plan.epsilon
     return report_of(found, claimed=plan.epsilon if plan.is_private else None, epsilon=epsilon)
 
 
-def _findings_of_run(
-    spec: RunSpec, plan: PrivacyPlan, places: Mapping[str, str]
-) -> Iterator[Finding]:
+def _findings_of_run(spec: RunSpec, plan: RunPlan, places: Mapping[str, str]) -> Iterator[Finding]:
     if plan.mode is PrivacyMode.NONE:
         yield Finding(
             rule="no-noise",

@@ -29,7 +29,6 @@ from tacit.core.errors import RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy import accounting
 from tacit.privacy.spec import (
-    BUILT_MODES,
     Calibration,
     ClientLocal,
     FullBatch,
@@ -158,7 +157,7 @@ def _problem_with_noise(plan: PrivacyPlan) -> str:
     by_node = plan.mode is PrivacyMode.CLIENT_LOCAL
     replaced = plan.relation is Relation.REPLACE_ONE
     rules = {
-        f"a mode of {BUILT_MODES}": plan.mode in BUILT_MODES,
+        "a local mode": plan.mode in (PrivacyMode.RECORD_LOCAL, PrivacyMode.CLIENT_LOCAL),
         "a relation": isinstance(plan.relation, Relation),
         "0 < clip < inf": 0 < plan.clip < math.inf,
         "0 < noise_multiplier < inf": 0 < plan.noise_multiplier < math.inf,

@@ -19,8 +19,9 @@ import numpy as np
 
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.results import result_schema
-from tacit.privacy.distributed.account import LARGEST
-from tacit.privacy.distributed.encoding import decode
+from tacit.privacy.distributed.account import LARGEST, Rounding
+from tacit.privacy.distributed.encoding import decode, encode_total, encode_update
+from tacit.privacy.distributed.plan import distributed_plan
 from tacit.privacy.layout import Form, Layout
 from tacit.privacy.secagg.terms import Member, Terms
 
@@ -93,6 +94,24 @@ class SecurePlan:
         ring[len(changes) :] = limbs
         return ring
 
+    def encode_noised(self, values: Float64Array, *, key: bytes, purpose: str) -> Words:
+        """Return a sum over records, or a whole update, with this member's share of the noise.
+
+        Args:
+            values: float64, shape ``(d,)``.
+            key: 32 fresh bytes, for this vector alone.
+            purpose: tells this vector from others.
+
+        Raises:
+            RefusedError: a number is not finite (``E-VECTOR-NOT-FINITE``).
+            ValueError: this plan has no noise.
+        """
+        if self.noise is None:
+            raise ValueError("expected a plan with noise")
+        by_record = self.noise.rounding is Rounding.NEAREST
+        encode = encode_total if by_record else encode_update
+        return encode(values, self.noise, key=key, purpose=purpose)
+
     def decode(self, total: Words) -> Float64Array:
         """Return the summed changes (float64) of a ring's sum."""
         if self.noise is not None:
@@ -112,13 +131,38 @@ def secure_plan(spec: RunSpec, arrays: Sequence[Form]) -> SecurePlan:
     Raises:
         ConfigError: the replies have no weight, or a metric that is no number
             (``E-SECAGG-METRIC``); or the run sums nothing unseen (``E-SECAGG-NONE``).
-        RefusedError: no such sum is built for the mode (``E-MODE-NOT-BUILT``).
+        RefusedError: the model has another number of coordinates than was approved
+            (``E-SECAGG-DIMENSION``), or there is no noise as asked (``privacy/distributed``).
     """
     if spec.secure_aggregation is None:
         raise ConfigError("E-SECAGG-NONE", "expected a run with [secure_aggregation]")
     if spec.privacy.mode.is_distributed:
-        raise RefusedError("E-MODE-NOT-BUILT", f'mode "{spec.privacy.mode.value}" is not built')
+        return _noised_plan(spec, spec.secure_aggregation, arrays)
     return _plain_plan(spec, spec.secure_aggregation, arrays)
+
+
+def _noised_plan(
+    spec: RunSpec, secure: SecureAggregationSpec, arrays: Sequence[Form]
+) -> SecurePlan:
+    """Return the plan of sums with shared noise: real arrays alone, each member weighing 1."""
+    real = tuple(form for form in arrays if form.dtype.kind == "f")
+    layout = Layout(arrays=real, metrics={}, weighted=False)
+    if layout.length != secure.dimension:
+        raise RefusedError(
+            "E-SECAGG-DIMENSION",
+            f"expected {secure.dimension} real numbers in the model, as was approved, "
+            f"got {layout.length}",
+            hint="tacit run submit counts them in the initial weights.",
+        )
+    noise = distributed_plan(spec, records=1, dimension=layout.length).noise
+    return SecurePlan(
+        layout=layout,
+        secure=secure,
+        scale=noise.scale,
+        bound=noise.bound,
+        clip=noise.clip,
+        noise=noise,
+    )
 
 
 def weight_key(spec: RunSpec) -> str:

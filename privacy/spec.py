@@ -19,7 +19,7 @@ What the types exclude:
 8. A claim that holds only while no member works against the others: their cohort has a colluder.
 
 The statements of the distributed modes are :data:`DistributedStatement`, apart from
-:data:`Statement`: nothing carries out what they promise yet.
+:data:`Statement`: their noise is shared among members (``privacy/distributed/``).
 """
 
 from __future__ import annotations
@@ -312,7 +312,13 @@ def _verify_shared(statement: DistributedStatement) -> None:
 
 Statement = NonPrivate | RecordLocal | ClientLocal
 
-BUILT_MODES = (PrivacyMode.RECORD_LOCAL, PrivacyMode.CLIENT_LOCAL, PrivacyMode.NONE)
+BUILT_MODES = (
+    PrivacyMode.RECORD_DISTRIBUTED,
+    PrivacyMode.RECORD_LOCAL,
+    PrivacyMode.CLIENT_DISTRIBUTED,
+    PrivacyMode.CLIENT_LOCAL,
+    PrivacyMode.NONE,
+)
 
 
 def parse_statement(spec: RunSpec, *, records: int) -> Statement:
@@ -343,6 +349,8 @@ def parse_statement(spec: RunSpec, *, records: int) -> Statement:
                 releases=rounds,
                 most_owner_records=records,
             )
+        case PrivacyMode.RECORD_DISTRIBUTED | PrivacyMode.CLIENT_DISTRIBUTED:
+            raise ValueError("expected parse_distributed: the noise is shared")
         case _:
             built = ", ".join(f'"{mode.value}"' for mode in BUILT_MODES)
             raise RefusedError(

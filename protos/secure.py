@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from tacit.core.errors import ProtocolError
-from tacit.protos.manifest import NUMPY_STYPE, array_of, placed
+from tacit.protos.manifest import NUMPY_STYPE, RAW_DTYPES, array_of, placed
 from tacit.protos.records_pb2 import ArrayEntry, Manifest, Record
 
 if TYPE_CHECKING:
@@ -48,15 +48,17 @@ def model_digest(instruction: InstructionHead) -> bytes:
 def secure_manifest(body: bytes, vector: npt.NDArray[np.uint32] | None = None) -> Manifest:
     """Return the manifest of a body, and of a vector behind it; the payload's digest is not set."""
     record = Record(key=RECORD, kind=Record.ARRAYS)
-    record.arrays.append(_entry(BODY, "uint8", len(body), len(body)))
+    record.arrays.append(secure_entry(BODY, "uint8", len(body)))
     total = len(body)
     if vector is not None:
-        record.arrays.append(_entry(VECTOR, "uint32", vector.size, vector.nbytes))
+        record.arrays.append(secure_entry(VECTOR, "uint32", vector.size))
         total += vector.nbytes
     return Manifest(records=[record], payload_bytes=total)
 
 
-def _entry(name: str, dtype: str, size: int, nbytes: int) -> ArrayEntry:
+def secure_entry(name: str, dtype: str, size: int) -> ArrayEntry:
+    """Return the entry of a flat array of numbers."""
+    nbytes = size * RAW_DTYPES[dtype]
     return ArrayEntry(name=name, dtype=dtype, stype=NUMPY_STYPE, shape=[size], bytes=nbytes)
 
 

@@ -37,8 +37,8 @@ from tacit.core.specification import (
     specification_sha256,
 )
 from tacit.learning.models import initial_arrays
+from tacit.privacy.distributed.plan import epsilon_of_answers, plan_of_run
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
-from tacit.privacy.plan import privacy_plan
 from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
 from tacit.protos.fleet_pb2 import ReplyHead
@@ -267,8 +267,8 @@ def fresh_run_id() -> str:
 
 def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
     """Return what a run costs each unit of so many records at most, after ``releases`` updates."""
-    plan = privacy_plan(specification, records=records)
-    return plan.epsilon_after(releases) if plan.is_private else None
+    plan = plan_of_run(specification, records=records)
+    return epsilon_of_answers(plan, releases) if plan.is_private else None
 
 
 def _play(task: RunTask, port: LocalPort, tell: _Journal) -> None:

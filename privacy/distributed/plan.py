@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from tacit.core.errors import RefusedError
+from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
 from tacit.privacy.accounting import epsilon_of_events
 from tacit.privacy.distributed.account import DistributedNoise, Rounding, noise_multiplier_for
 from tacit.privacy.distributed.statement import parse_distributed
-from tacit.privacy.plan import MIN_NOISE_MULTIPLIER
+from tacit.privacy.plan import MIN_NOISE_MULTIPLIER, PrivacyPlan, privacy_plan
 from tacit.privacy.spec import (
     ClientDistributed,
     DistributedStatement,
@@ -82,6 +82,11 @@ class DistributedPlan:
         return True
 
     @property
+    def trains_with_noise(self) -> bool:
+        """Whether the training itself clips each unit, so that layers must allow it."""
+        return self.mode is PrivacyMode.RECORD_DISTRIBUTED
+
+    @property
     def sample_rate(self) -> float:
         """Every unit takes part in every step."""
         return 1.0
@@ -130,6 +135,38 @@ class DistributedPlan:
         """
         event = self.noise.settled(self.steps, survivors=survivors)
         return epsilon_of_events((event,), self.delta)
+
+
+RunPlan = PrivacyPlan | DistributedPlan
+
+
+def plan_of_run(spec: RunSpec, *, records: int) -> RunPlan:
+    """Derive a run's mechanism at an owner who declares to hold ``records`` at most, in any mode.
+
+    Raises:
+        ConfigError: a run in a distributed mode does not say how many numbers a vector has
+            (``E-SECAGG-DIMENSION``); and as :func:`distributed_plan`.
+        RefusedError, ValueError: as :func:`distributed_plan` or :func:`privacy_plan`.
+    """
+    if not spec.privacy.mode.is_distributed:
+        return privacy_plan(spec, records=records)
+    secure = spec.secure_aggregation
+    if secure is None or secure.dimension == 0:
+        raise ConfigError(
+            "E-SECAGG-DIMENSION",
+            "expected secure_aggregation.dimension: what noise costs depends on it",
+            hint="tacit run submit and tacit simulate count the numbers of the initial weights.",
+        )
+    return distributed_plan(spec, records=records, dimension=secure.dimension)
+
+
+def epsilon_of_answers(plan: RunPlan, answers: int) -> float:
+    """Return epsilon after an owner has answered training so often, retries included.
+
+    Under shared noise each answer is one sum; else it is one release of all local steps.
+    """
+    shared = isinstance(plan, DistributedPlan)
+    return plan.epsilon_after(-(-answers // plan.local_steps) if shared else answers)
 
 
 def distributed_plan(spec: RunSpec, *, records: int, dimension: int) -> DistributedPlan:

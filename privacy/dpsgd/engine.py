@@ -216,26 +216,36 @@ def make_engine(
         raise RefusedError(
             "E-MODE-NOT-BUILT", f"expected a plan that trains with noise, got {plan.mode.value}"
         )
-    by_subject = None
-    if plan.unit is PrivacyUnit.SUBJECT:
-        if subjects is None:
-            raise RefusedError(
-                "E-SUBJECTS-MISSING",
-                "expected the subject of each record, got none",
-                hint="name the subject column of the data set in client.toml",
-            )
-        by_subject = Subjects(subjects, most_records=plan.most_records)
-    source, notes = _source_for(model)
+    source, notes = source_for(model)
     return Engine(
         source,
         GaussianMechanism(plan, noise_key),
         steps=plan.local_steps,
-        subjects=by_subject,
+        subjects=subjects_of(plan.unit, subjects, most_records=plan.most_records),
         canaries=None
         if canaries is None
         else CanaryUnits(canaries, source.parameters, clip=plan.clip),
         notes=notes,
     )
+
+
+def subjects_of(
+    unit: PrivacyUnit, subjects: Int64Array | None, *, most_records: int
+) -> Subjects | None:
+    """Return how records are grouped, where a plan's unit is a subject.
+
+    Raises:
+        RefusedError: no subjects are given (``E-SUBJECTS-MISSING``).
+    """
+    if unit is not PrivacyUnit.SUBJECT:
+        return None
+    if subjects is None:
+        raise RefusedError(
+            "E-SUBJECTS-MISSING",
+            "expected the subject of each record, got none",
+            hint="name the subject column of the data set in client.toml",
+        )
+    return Subjects(subjects, most_records=most_records)
 
 
 def gradient_notes(model: nn.Module) -> tuple[str, ...]:
@@ -244,10 +254,15 @@ def gradient_notes(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ConfigError: as :func:`make_engine`.
     """
-    return _source_for(model)[1]
+    return source_for(model)[1]
 
 
-def _source_for(model: nn.Module) -> tuple[GradientSource, tuple[str, ...]]:
+def source_for(model: nn.Module) -> tuple[GradientSource, tuple[str, ...]]:
+    """Return where a model's per-example gradients come from, and notes on it.
+
+    Raises:
+        ConfigError: it has layers without any (``E-MODEL-NOT-DP``).
+    """
     mixing = batch_norms(model)
     if mixing:
         raise ConfigError(

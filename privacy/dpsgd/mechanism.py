@@ -37,6 +37,15 @@ class Mechanism(Protocol):
         """Return the noised mean of a step's sums; the sums themselves are used up."""
 
 
+def clip_factors(norms: torch.Tensor, *, clip: float) -> torch.Tensor:
+    """Return min(1, C / norm) (Abadi et al. 2016, arXiv 1607.00133, algorithm 1).
+
+    A unit whose norm is not finite counts as zero.
+    """
+    factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, 0.0)
+
+
 class GaussianMechanism:
     """Poisson sampling (or every unit), L2 clipping and Gaussian noise, as a plan says."""
 
@@ -52,12 +61,8 @@ class GaussianMechanism:
         return coins.select(units, probability=self._plan.sample_rate)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
-        """Return min(1, C / norm) (Abadi et al. 2016, arXiv 1607.00133, algorithm 1).
-
-        A unit whose norm is not finite counts as zero.
-        """
-        factors = (self._plan.clip / norms.clamp(min=1e-300)).clamp(max=1.0)
-        return torch.where(torch.isfinite(norms), factors, 0.0)
+        """Return min(1, C / norm); a unit whose norm is not finite counts as zero."""
+        return clip_factors(norms, clip=self._plan.clip)
 
     def release(self, sums: Sequence[torch.Tensor], *, step: int) -> list[torch.Tensor]:
         """Add noise of the plan's deviation to every number of the float64 sums, and divide."""
