@@ -46,12 +46,11 @@ _WAIT_S = 60.0  # another process may hold the file
 _ID_BYTES = 8
 _SCHEMA = """
 CREATE TABLE begun (
-  purpose TEXT NOT NULL,
   run TEXT NOT NULL,
   round INTEGER NOT NULL,
   attempt INTEGER NOT NULL,
   terms BLOB NOT NULL,
-  PRIMARY KEY (run, round, attempt, purpose)
+  PRIMARY KEY (run, round, attempt)
 );
 CREATE TABLE sent (
   session BLOB NOT NULL,
@@ -62,7 +61,6 @@ CREATE TABLE sent (
 CREATE TABLE signed (session BLOB PRIMARY KEY, statement BLOB NOT NULL);
 CREATE TABLE revealed (
   session BLOB PRIMARY KEY,
-  purpose TEXT NOT NULL,
   run TEXT NOT NULL,
   round INTEGER NOT NULL,
   attempt INTEGER NOT NULL,
@@ -70,7 +68,7 @@ CREATE TABLE revealed (
   dropped BLOB NOT NULL,
   noised INTEGER NOT NULL
 );
-CREATE INDEX revealed_by_round ON revealed (run, round, purpose);
+CREATE INDEX revealed_by_round ON revealed (run, round);
 CREATE TABLE over (run TEXT PRIMARY KEY);
 """
 
@@ -103,8 +101,7 @@ class SqliteGuard:
                 raise run_over(attempt.run)
             try:
                 connection.execute(
-                    "INSERT INTO begun (purpose, run, round, attempt, terms) "
-                    "VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO begun (run, round, attempt, terms) VALUES (?, ?, ?, ?)",
                     (*_key_of(attempt), terms),
                 )
             except sqlite3.IntegrityError as error:
@@ -148,8 +145,8 @@ class SqliteGuard:
             if not what.noised and _has_other_survivors(connection, attempt, survivors):
                 raise cohort_changed()
             connection.execute(
-                "INSERT INTO revealed (session, purpose, run, round, attempt, survivors, dropped, "
-                "noised) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO revealed (session, run, round, attempt, survivors, dropped, noised) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (session, *_key_of(attempt), survivors, dropped, what.noised),
             )
 
@@ -266,14 +263,14 @@ def _has_other_survivors(
 ) -> bool:
     """Say whether an earlier sum of the same round was of other members."""
     found = connection.execute(
-        "SELECT 1 FROM revealed WHERE purpose = ? AND run = ? AND round = ? AND survivors != ?",
-        (attempt.purpose, attempt.run, _signed(attempt.round), survivors),
+        "SELECT 1 FROM revealed WHERE run = ? AND round = ? AND survivors != ?",
+        (attempt.run, _signed(attempt.round), survivors),
     ).fetchone()
     return found is not None
 
 
-def _key_of(attempt: Attempt) -> tuple[str, str, int, int]:
-    return attempt.purpose, attempt.run, _signed(attempt.round), attempt.attempt
+def _key_of(attempt: Attempt) -> tuple[str, int, int]:
+    return attempt.run, _signed(attempt.round), attempt.attempt
 
 
 def _signed(number: int) -> int:

@@ -12,8 +12,8 @@ vectors within R, so that no sum wraps. What is beyond R refuses; nothing is cut
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -163,6 +163,26 @@ def _noised_plan(
         clip=noise.clip,
         noise=noise,
     )
+
+
+def with_dimension(spec: RunSpec, initial: Mapping[str, npt.NDArray[Any]]) -> RunSpec:
+    """Return a run with the numbers of one vector counted in its initial weights.
+
+    Raises:
+        ConfigError: the file says another number (``E-SECAGG-DIMENSION``).
+    """
+    secure = spec.secure_aggregation
+    if secure is None or not spec.privacy.mode.is_distributed:
+        return spec
+    counted = sum(array.size for array in initial.values() if array.dtype.kind == "f")
+    if secure.dimension not in (0, counted):
+        raise ConfigError(
+            "E-SECAGG-DIMENSION",
+            f"expected secure_aggregation.dimension = {counted}, the real numbers of the initial "
+            f"weights, got {secure.dimension}",
+            hint="Leave it out: it is counted.",
+        )
+    return replace(spec, secure_aggregation=replace(secure, dimension=counted))
 
 
 def weight_key(spec: RunSpec) -> str:

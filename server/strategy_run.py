@@ -105,6 +105,7 @@ class StrategyRun:
                 task.specification_sha256,
                 grid=grid,
                 members=read_cohort(task.folder, self._run.secure_aggregation.members),
+                state=checkpoint.arrays,
             )
         if checkpoint.round_number:
             restore_state(self._run, self._strategy, checkpoint.arrays, checkpoint.numbers)
@@ -245,6 +246,8 @@ class StrategyRun:
         save_arrays(self._folder.round(number), self._weights, durable=self._task.durable)
         self._manifest.add(entry, self._grid.claims, durable=self._task.durable)
         arrays, numbers = state_of(self._run, self._strategy)
+        if self._secure is not None:
+            arrays |= self._secure.state()
         self._save_checkpoint(
             Checkpoint(
                 round_number=number,

@@ -83,6 +83,8 @@ print(sorted(names & set(sys.argv[2].split(","))))
         ("tacit.cli.client", "torch,opacus,flwr"),
         ("tacit.cli.ledger", "torch,opacus,flwr,dp_accounting,matplotlib"),
         ("tacit.privacy.ledger", "torch,opacus,flwr,grpc,dp_accounting,scipy"),
+        ("tacit.privacy.secagg.client", "torch,opacus,flwr,grpc,dp_accounting,scipy"),
+        ("tacit.privacy.secagg.server", "torch,opacus,flwr,grpc,dp_accounting,scipy"),
         ("tacit.cli.login", "torch,opacus,flwr"),
         ("tacit.cli.config", "torch,opacus,flwr,grpc"),
         ("tacit.cli.audit", "torch,opacus,flwr,grpc,numpy,scipy,rich,matplotlib"),

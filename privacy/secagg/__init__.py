@@ -14,6 +14,8 @@ Bell et al. (2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Over
 ``messages.py``         every message, byte by byte
 ``member_secrets.py``   what a member keeps to itself, and wipes
 ``guard.py``            what a node must still know after a crash: the seam to its disk
+``dealing.py``          a member's shares, dealt and opened
+``unmasking.py``        from revealed shares to the bare sum
 ``client.py``           a member's side of one session
 ``server.py``           the aggregator's side of one session
 ======================  ===========================================================================

@@ -4,7 +4,8 @@ Trusts: this process, the guard, and the enrolment keys that this node pinned. I
 server, which chooses who is asked, carries every message, and may be in league with some members;
 nor any single member.
 Promises: whatever the server sends, it learns of this member's vector nothing beyond its sum with
-at least ``terms.least - colluders - 1`` other honest ones; or the session ends with an error.
+at least ``terms.least - colluders - 1`` other honest ones (in a sparse graph, but for the chance
+that ``graph.py`` states); or the session ends with an error.
 
 The rules, in order:
 
@@ -81,6 +82,9 @@ class Trust:
 
 class ClientSession:
     """One member in one session; each method is one step, takes and returns bytes.
+
+    A step is called once: a caller that must send again sends the bytes that it kept. A member that
+    the server leaves behind is closed by its caller. One thread at a time.
 
     Every method raises, and then has wiped the session:
         ProtocolError: ``E-SECAGG-MESSAGE`` malformed, ``E-SECAGG-ORDER`` not due now,
@@ -229,7 +233,7 @@ class ClientSession:
             )
             self._verify_own(entries)
             require_members(
-                [entry.node_id for entry in entries], least=self.terms.least_keys, step="KEYS"
+                [entry.node_id for entry in entries], least=self.terms.least, step="KEYS"
             )
             verify_keys(self.terms, entries)
             self._session = Session(self.terms, entries, model=model)
@@ -278,9 +282,16 @@ class ClientSession:
             return self._masked(vector, step=1, model=session.model)
 
     def _require_own(self, members: tuple[int, ...], name: str) -> None:
+        """Check that a set holds this node, enough members, and enough holders of its shares.
+
+        The last is what keeps a server from "losing" all honest neighbours of one member in a
+        sparse graph, and so from taking off every mask on its vector (Bell et al. 2020).
+        """
         if self._me not in members:
             raise _left_out(name)
         require_members(members, least=self.terms.least, step=name)
+        holders = set(self._known.holders_of(self._me)) & set(members)
+        require_members(tuple(holders), least=self.terms.threshold, step=f"{name} near this node")
 
     def _masked(self, vector: UInt32Array, *, step: int, model: bytes) -> bytes:
         """Mask in place: y = x + PRG(b) + sum over partners of +-PRG(pair), modulo 2^32."""
@@ -361,15 +372,12 @@ class ClientSession:
         statement = session.view_statement(self._senders, self._survivors)
         for node_id, signature in signed.items():
             verify_signature(
-                self._enrolment_key(node_id),
+                session.enrolment_keys[node_id],
                 statement=statement,
                 signature=signature,
                 code="E-SECAGG-SPLIT-VIEW",
                 what=f"node {node_id}'s signature on the view that this node signed",
             )
-
-    def _enrolment_key(self, node_id: int) -> bytes:
-        return next(one.enrolment_key for one in self.terms.members if one.node_id == node_id)
 
     def mask_again(self, vector: UInt32Array, *, step: int, model: bytes) -> bytes:
         """Mask the vector of a later step in place, and return its head, MASKED.

@@ -3,13 +3,18 @@
 Trusts: the session's digest, which no single party chooses alone, as the seed of the graph.
 Promises: every party derives the same graph. Members stand in a random order on a ring, and each
 has the k nearest of them, half on either side, as neighbours (a Harary graph in random order: Bell
-et al. 2020, section 3.1).
+et al. 2020).
 
-How many neighbours (same paper, section 3.2, for a fifth of the members corrupt and a tenth
-dropped): except with probability 2^-80 in all, no member has so many corrupt neighbours that both
-of its secrets could be collected, which takes 2 t shares of which each corrupt neighbour gives two;
-and except with 2^-30, each keeps t neighbours that did not drop out. The last member to publish a
-key can try many keys until it likes the graph, hence 2^-80 and not 2^-40.
+How many neighbours, for a fifth of the members corrupt and a tenth dropped:
+
+- Except with probability 2^-80 in all, no member has so many corrupt neighbours that both of its
+  secrets could be collected, which takes 2 t shares, of which each corrupt neighbour gives two. The
+  last member to publish a key can try many until it likes the graph, hence not 2^-40.
+- Except with 2^-30, each member keeps t neighbours where a tenth drops out by chance.
+- A server loses members by choice. To split the honest ones into two sums it must clear two gaps of
+  k/2 places on the ring of honest members; but each member insists on t live holders of its own
+  shares, so that at most k + 1 - t around it may be lost, and on nine tenths of all members. The
+  rest of both gaps must be corrupt by chance: impossible up to 500 members, below 2^-64 to 1000.
 """
 
 from __future__ import annotations

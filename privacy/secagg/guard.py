@@ -33,13 +33,11 @@ class Attempt:
     """Which attempt at which round's sum; unique in a node's life.
 
     Attributes:
-        purpose: as in the terms, hex: one round may hold several sums.
-        run: id of the run.
+        run: as in the terms.
         round: number of the round.
         attempt: number of the attempt.
     """
 
-    purpose: str
     run: str
     round: int
     attempt: int
@@ -116,8 +114,8 @@ class Guard(Protocol):
         Raises:
             RefusedError: ``E-SECAGG-REVEALED``: shares of this session left before, whatever they
                 were; or a member is in both lists; or the run is over.
-                ``E-SECAGG-COHORT-CHANGED``: not noised, and another attempt at the same purpose,
-                run and round was revealed for other survivors.
+                ``E-SECAGG-COHORT-CHANGED``: not noised, and another attempt at the same run and
+                round was revealed for other survivors.
         """
 
     def forget_run(self, run: str) -> None:
@@ -129,9 +127,7 @@ class Guard(Protocol):
 
 def attempt_of(terms: Terms) -> Attempt:
     """Return which attempt some terms are for."""
-    return Attempt(
-        purpose=terms.purpose.hex(), run=terms.run, round=terms.round, attempt=terms.attempt
-    )
+    return Attempt(run=terms.run, round=terms.round, attempt=terms.attempt)
 
 
 def begun_before(attempt: Attempt) -> RefusedError:
@@ -238,5 +234,5 @@ class MemoryGuard:
         self._over.add(run)
 
 
-def _round_of(attempt: Attempt) -> tuple[str, str, int]:
-    return attempt.purpose, attempt.run, attempt.round
+def _round_of(attempt: Attempt) -> tuple[str, int]:
+    return attempt.run, attempt.round

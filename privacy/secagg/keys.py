@@ -53,16 +53,11 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
         ProtocolError: the peer's key gives zero (``E-SECAGG-KEY-WEAK``).
     """
     try:
-        shared = private.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:  # the library's own check for zero
-        raise _weak() from error
-    if shared == bytes(KEY_BYTES):
-        raise _weak()
-    return shared
-
-
-def _weak() -> ProtocolError:
-    return ProtocolError("E-SECAGG-KEY-WEAK", "expected a public key of full order, got a weak one")
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:  # the library refuses a result of zero (RFC 7748, section 6.1)
+        raise ProtocolError(
+            "E-SECAGG-KEY-WEAK", "expected a public key of full order, got a weak one"
+        ) from error
 
 
 def channel_key(shared: bytes, *, session: bytes, sender: int, receiver: int) -> bytes:

@@ -76,6 +76,8 @@ class Sum:
 class ServerSession:
     """The aggregator in one session; node ids come from the transport, never from a message.
 
+    One thread at a time.
+
     Every method for a member's message raises, and changes nothing then:
         ProtocolError: ``E-SECAGG-MESSAGE`` malformed, ``E-SECAGG-SESSION`` of another session,
             ``E-SECAGG-LATE`` its step is over or the session has ended, ``E-SECAGG-ORDER`` its step
@@ -121,6 +123,21 @@ class ServerSession:
         """The members whose message of this step has not come, ascending."""
         taken = self._taken()
         return tuple(one for one in self._due if one not in taken)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the step can end with the members that have answered.
+
+        A caller need not wait for more, except for vectors: those who are missing leave the sum.
+        Shares may turn out false, so that more of them than needed are better than just enough.
+        """
+        needed = {
+            Phase.SIGNATURES: self.terms.quorum,
+            Phase.UNMASK: self.terms.threshold,
+            Phase.BETWEEN: 0,
+            Phase.CLOSED: 0,
+        }.get(self._phase, self.terms.least if self._step == 1 else len(self._due))
+        return len(self._taken()) >= needed
 
     @property
     def digest(self) -> bytes:
@@ -205,7 +222,7 @@ class ServerSession:
         with self._ending(Phase.KEYS, Phase.SHARES):
             entries = [self._keys[one] for one in sorted(self._keys)]
             self._due = tuple(entry.node_id for entry in entries)
-            require_members(self._due, least=self.terms.least_keys, step="KEYS")
+            require_members(self._due, least=self.terms.least, step="KEYS")
             self._session = Session(self.terms, entries, model=model)
             self._model = model
             return messages.encode_key_list(entries, self.terms.digest)
@@ -293,9 +310,8 @@ class ServerSession:
         """
         self._expect(Phase.SIGNATURES, node_id)
         signature = messages.parse_signature(message, self._known.digest)
-        keys = {member.node_id: member.enrolment_key for member in self.terms.members}
         verify_signature(
-            keys[node_id],
+            self._known.enrolment_keys[node_id],
             statement=self._known.view_statement(self._senders, self._survivors),
             signature=signature,
             code="E-SECAGG-SPLIT-VIEW",

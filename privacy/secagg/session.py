@@ -73,6 +73,7 @@ class Session:
         model: SHA-256 of the weights that step 1 is computed from.
         digest: S1, 32 bytes.
         ids: of U1, ascending.
+        enrolment_keys: of all members (raw Ed25519), by node id.
     """
 
     def __init__(self, terms: Terms, entries: Sequence[KeyEntry], *, model: bytes) -> None:
@@ -82,6 +83,7 @@ class Session:
         self.entries = {entry.node_id: entry for entry in entries}
         self.model = model
         self.ids = tuple(self.entries)
+        self.enrolment_keys = {one.node_id: one.enrolment_key for one in terms.members}
         parts = [
             id_bytes(entry.node_id) + entry.channel_key + entry.mask_key + entry.signature
             for entry in entries

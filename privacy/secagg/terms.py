@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RING_BITS = 32
 SMALLEST_COHORT = 3  # a sum of two tells each of them the other's vector
-_MOST_MEMBERS = 10_000
+_MOST_MEMBERS = 1000  # beyond, a server that loses members of its choice could cut the graph
 _MOST_NODE_ID = 2**63 - 1
 _NUMBERS = struct.Struct(">QIIIIIIIIIdddd")  # in the order of Terms._numbers
 
@@ -48,7 +48,8 @@ class Terms:
 
     Attributes:
         purpose: hash of what the sum is for: a run's step, or a query; 32 bytes.
-        run: id of the run.
+        run: id of the run, and of the sum where a round has several (such as ``r-1/metrics``): a
+            node begins each run, round and attempt once, whatever the purpose.
         round: number of the round.
         attempt: number of the attempt; an aborted one is never begun again.
         members: ascending by node id.
@@ -143,19 +144,14 @@ class Terms:
 
     @property
     def least(self) -> int:
-        """Fewest members in every step, and so in the sum."""
-        return max(self.threshold, self.quorum, self.floor, self.colluders + 2)
+        """Fewest members in every step, and so in the sum.
 
-    @property
-    def least_keys(self) -> int:
-        """Fewest members that a graph is built among.
-
-        A sparse graph is computed for a tenth dropped: among fewer members the corrupt ones, who
-        all stay, would weigh more. At nine tenths the chance that any member is exposed is still
-        below 2^-68 (2^-82 at n = 300, 2^-69 at 1000).
+        In a sparse graph nine tenths at least: it is computed for a tenth dropped, and a server
+        that could lose more of its choice could cut the graph (``graph.py``).
         """
         count = len(self.members)
-        return max(self.least, count - count // 10) if self.neighbours else self.least
+        present = count - count // 10 if self.neighbours else 0
+        return max(self.threshold, self.quorum, self.floor, self.colluders + 2, present)
 
     @property
     def digest(self) -> bytes:

@@ -152,7 +152,7 @@ def test_a_restored_node_begins_no_secure_sum_in_a_run_that_it_knew(home: Path) 
     Nothing of the guard is in the copy, and the node that was copied goes on as it was.
     """
     answering(home)
-    first = Attempt(purpose="ab" * 32, run=RUN, round=1, attempt=1)
+    first = Attempt(run=RUN, round=1, attempt=1)
     later = replace(first, attempt=2)
     with contextlib.closing(open_guard(home, known_runs=())) as guard:
         guard.begin(first, terms=bytes(32))
