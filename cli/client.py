@@ -33,19 +33,21 @@ from tacit.client.daemon import IDENTITY_FOLDER, SPLIT_KEY_NAME, assembled, run_
 from tacit.client.ledger_view import read_ledger
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
+from tacit.client.members import PinnedMembers, load_pinned
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
 from tacit.client.status import (
     Connection,
     as_json,
+    cohort_status,
     read_status,
     resting,
     with_lapse,
     worker_notes,
 )
 from tacit.client.store import STORE_NAME, RunRecord, open_store
-from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
+from tacit.core.errors import ConfigError, TacitError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.fingerprint import fingerprint_of
 from tacit.core.identity import Role, parse_token
@@ -348,6 +350,7 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         "unit": (json_module.loads(run.specification).get("privacy") or {}).get("unit"),
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
+        **cohort_status(run, _pinned(state)),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
         "model_notes": list(worker_notes(state.path, run.run_id)),
@@ -357,6 +360,13 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
+
+
+def _pinned(state: StateDirectory) -> PinnedMembers | None:
+    """Return whom the owner has pinned; None if that cannot be read."""
+    with contextlib.suppress(TacitError):
+        return load_pinned(state.path, Membership(state.path / IDENTITY_FOLDER))
+    return None
 
 
 def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:

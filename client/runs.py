@@ -27,6 +27,7 @@ from tacit.client.approvals import (
 )
 from tacit.client.audits import REPORT_FOLDER, verify_same_split, why_unauditable
 from tacit.client.canaries import drawn_opening, held_opening
+from tacit.client.cohort import own_name_of
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
 from tacit.client.placement import verify_readable
@@ -153,6 +154,7 @@ class Runs:
             parsed = parse_specification(specification)
             run = dataclasses.replace(run, name=parsed.name)
             run = dataclasses.replace(run, app_sha256=fingerprint_apps(parsed))
+            pinned = {} if parsed.secure_aggregation is None else self._around.pinned()
         except TacitError as error:
             problems = getattr(error, "problems", ())
             reason = "; ".join((error.message, *problems[:5]))
@@ -167,6 +169,8 @@ class Runs:
             ),
             unreadable=_unreadable(parsed, self._config),
             unauditable=why_unauditable(parsed, self._store, self._around.folder / RUNS_FOLDER),
+            pinned=pinned,
+            own_name=own_name_of(pinned, self._around.public_key),
         )
         judgement = self._repeated(run, judge(offer, self._config))
         reason = judgement.reason

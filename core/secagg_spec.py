@@ -28,7 +28,12 @@ _MEMBER = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # core/keys.py
 
 
 def least_threshold(members: int) -> int:
-    """Return the fewest survivors with whom a sum may be opened: floor(2n / 3) + 1."""
+    """Return the fewest survivors with whom a sum may be opened: floor(2n / 3) + 1.
+
+    Two sets of so many members have more than n / 3 in common, so that no server can have two
+    stories signed unless more than a third of the members help it (Bonawitz et al. 2017,
+    doi:10.1145/3133956.3133982, section 6, active adversaries).
+    """
     return 2 * members // 3 + 1
 
 

@@ -16,7 +16,7 @@ from tacit.core.specification import canonical_json, specification_sha256, to_pl
 from tacit.privacy.secagg.terms import Member
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tacit.core.specification import RunSpec
 
@@ -197,19 +197,29 @@ def read_cohort(folder: RunFolder, names: Sequence[str]) -> list[Member]:
     """
     path = folder.path / DIRECTORY_NAME
     keys = json.loads(path.read_bytes()) if path.exists() else {}
-    missing = [name for name in names if name not in keys]
-    if missing:
-        raise ConfigError(
-            "E-SECAGG-MEMBER",
-            f"expected all members of secure_aggregation to be enrolled, not so: {missing}",
-            hint="tacit server members lists the clients; names are those of the invitations.",
-        )
+    verify_enrolled(names, keys)
     return [
         Member(
             node_id=keys[name]["node_id"], enrolment_key=bytes.fromhex(keys[name]["enrolment_key"])
         )
         for name in names
     ]
+
+
+def verify_enrolled(names: Sequence[str], enrolled: Collection[str]) -> None:
+    """Check that all members whom a run names are clients of this server.
+
+    Raises:
+        ConfigError: some are not (``E-SECAGG-MEMBER``).
+    """
+    missing = [name for name in names if name not in enrolled]
+    if missing:
+        raise ConfigError(
+            "E-SECAGG-MEMBER",
+            "expected all secure_aggregation.members to be enrolled clients, not so: "
+            f"{', '.join(missing)}",
+            hint="`tacit server members` lists them; a member's name is that of the invitation.",
+        )
 
 
 def write_decisions(folder: RunFolder, decisions: Mapping[str, Mapping[str, str]]) -> None:

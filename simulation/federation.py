@@ -316,6 +316,16 @@ def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:
         )
     if len({owner.node_id for owner in owners}) != len(owners):
         raise UsageError("E-USAGE", "expected every owner to have a name of their own")
+    secure = specification.secure_aggregation
+    names = {owner.name for owner in owners}
+    if secure is not None and names != set(secure.members):
+        raise UsageError(
+            "E-USAGE",
+            f"expected the members whom the run names as owners: {', '.join(secure.members)}; got "
+            f"{', '.join(sorted(names))}",
+            hint="Give one file with --data and --clients N, for N members, or a folder in which "
+            "each file is called as a member.",
+        )
 
 
 def make_folder(

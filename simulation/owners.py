@@ -35,6 +35,8 @@ from tacit.simulation.dealing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tacit.client.configuration import Policy
     from tacit.core.specification import DataSpec, RunSpec
     from tacit.simulation.rules import Rules
@@ -123,7 +125,9 @@ def _data_set(path: Path, rules: Rules | None) -> DataSet:
     return DataSet(path=path, format=FORMATS[path.suffix], records=_NOT_DECLARED)
 
 
-def bare_owners(clients: int | None, rules: Rules | None = None) -> list[Owner]:
+def bare_owners(
+    specification: RunSpec, *, clients: int | None, rules: Rules | None = None
+) -> list[Owner]:
     """Return owners for a run whose app brings its own data.
 
     Raises:
@@ -136,9 +140,18 @@ def bare_owners(clients: int | None, rules: Rules | None = None) -> list[Owner]:
         data_set, policy = rules.data_set, rules.policy
     nothing = DataSet(path=Path(os.devnull), records=1)
     return [
-        Owner(name=f"owner-{number}", data_set=data_set or nothing, policy=policy)
-        for number in range(1, clients + 1)
+        Owner(name=name, data_set=data_set or nothing, policy=policy)
+        for name in _names(specification, clients)
     ]
+
+
+def _names(specification: RunSpec, clients: int) -> Sequence[str]:
+    """Name so many owners: as the members whom the run names, if it names so many."""
+    secure = specification.secure_aggregation
+    if secure is not None and len(secure.members) == clients:
+        return secure.members
+    digits = len(str(clients))
+    return [f"owner-{number:0{digits}d}" for number in range(1, clients + 1)]
 
 
 def owner_sets(
@@ -201,8 +214,7 @@ def _dealt_out(
     make_private_folder(scratch.parent)
     make_private_folder(scratch)
     owners = []
-    for number, rows in enumerate(shares, start=1):
-        name = f"owner-{number:0{len(str(clients))}d}"
+    for name, rows in zip(_names(specification, clients), shares, strict=True):
         path = scratch / f"{name}{whole.path.suffix}"
         write_share(whole, path, rows)
         records = max(len(rows), -(-whole.records * len(rows) // count))  # rounded up

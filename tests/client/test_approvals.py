@@ -91,7 +91,6 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         ({}, {}, "approved"),
         ({"privacy": open_mode()}, {}, "E-POLICY-MODE"),
         ({"privacy": open_mode()}, OPEN, "approved"),
-        ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, OPEN, "E-MODE-NOT-BUILT"),
         ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-POLICY-SUBJECT"),
         ({"privacy": private(unit=PrivacyUnit.CLIENT)}, {}, "E-UNIT-NOT-BUILT"),
         ({"privacy": private(mode=PrivacyMode.CLIENT_LOCAL)}, {}, "E-POLICY-MODE"),
