@@ -11,12 +11,12 @@ subsampling:
    the server what they added.
 2. D2, the L2 distance by which one unit moves the sum of integers, counts the rounding: sC + sqrt d
    where a sum is rounded to nearest; the bound that is enforced where an update is rounded at
-   random (proposition 22). A replaced unit moves it by 2C, or by two bounded updates.
+   random (theorem 1). A replaced unit moves it by 2C, or by two bounded updates.
 3. The scale s leaves room in the ring for n vectors of coordinates within R and for ten deviations
    of the noise. A sum that wraps all the same costs accuracy, not privacy.
-4. A sum of discrete Gaussians is nearly one (theorem 11): tau bounds the difference. It grows with
-   the number of survivors, so what is reserved has the tau of all members beside the noise of
-   the fewest; settling only lowers.
+4. A sum of discrete Gaussians is nearly one (proposition 14): tau bounds the difference. It grows
+   with the number of survivors, so what is reserved has the tau of all members beside the noise
+   of the fewest; settling only lowers.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class DistributedNoise:
 def norm_bound(reach: float, dimension: int) -> float:
     """Return the L2 norm to which a vector of norm ``reach`` is rounded with some probability.
 
-    Kairouz, Liu & Steinke 2021, proposition 22, at beta = e^-1/2: random rounding keeps it in four
+    Kairouz, Liu & Steinke 2021, theorem 1, at beta = e^-1/2: random rounding keeps it in four
     draws of ten.
     """
     root = math.sqrt(dimension)
@@ -194,7 +194,7 @@ def norm_bound(reach: float, dimension: int) -> float:
 def convolution_error(honest: int, deviation: float) -> float:
     """Return tau: how far a sum of discrete Gaussians is from one, on each coordinate.
 
-    Kairouz, Liu & Steinke 2021, theorem 11.
+    Kairouz, Liu & Steinke 2021, proposition 14.
 
     Args:
         honest: how many are added.
@@ -205,7 +205,7 @@ def convolution_error(honest: int, deviation: float) -> float:
 
 
 def renyi_divergence(noise: DistributedNoise, order: float, *, survivors: int) -> float:
-    """Return the Renyi divergence bound of one sum (Kairouz, Liu & Steinke 2021, corollary 12).
+    """Return the Renyi divergence bound of one sum (Kairouz, Liu & Steinke 2021, proposition 14).
 
     The least of three; a ledger charges the first, rho x order + xi. They differ by tau alone,
     which is below 1e-50 for every noise that is accepted here.
