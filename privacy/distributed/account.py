@@ -21,6 +21,7 @@ subsampling:
 
 from __future__ import annotations
 
+import decimal
 import enum
 import functools
 import math
@@ -42,6 +43,7 @@ MIN_LOCAL_DEVIATION = 4.0  # from here on tau is below 1e-60 per member and coor
 
 _TAIL = 10.0  # deviations of the noise that fit into the ring
 _MARGIN = 1e-5  # of the clip, for sums of floats and their product with the scale
+_AGREED = decimal.Context(prec=5, rounding=decimal.ROUND_CEILING)
 _CALIBRATION = 1e-7  # relative width of the bracket at which a search for noise ends
 
 
@@ -226,7 +228,8 @@ def noise_multiplier_for(
 ) -> float:
     """Return the least noise that keeps ``steps`` sums within (epsilon, delta) at the reserve.
 
-    By bisection over the same account that a ledger uses.
+    By bisection over the same account that a ledger uses, and rounded up to five digits: members
+    whose mathematical libraries differ in a last bit must come to the same scale and noise.
 
     Raises:
         RefusedError: delta does not even cover the draws (``E-EPSILON-UNBOUNDED``).
@@ -261,7 +264,7 @@ def noise_multiplier_for(
     while high > low * (1.0 + _CALIBRATION):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return float(_AGREED.create_decimal_from_float(high))
 
 
 def _most_noise(epsilon: float, steps: int) -> float:
