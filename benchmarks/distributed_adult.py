@@ -166,7 +166,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = given.data / "adult.names"
-    run = make_run(names, learning_rate=4.0, clip=1.0, momentum=0.9)
+    run = make_run(names, learning_rate=4.0, clip=0.5, momentum=0.9)
     local_run = make_run(names, learning_rate=16.0, clip=0.5, momentum=0.0)
     training, test = (load(run, given.data / name) for name in ("adult.data.gz", "adult.test.gz"))
     missed = 0
