@@ -18,6 +18,7 @@ Loads no torch: a server's worker runs this.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ from tacit.attacks.findings import (
     ProbeFinding,
     Skipped,
     Threshold,
+    strongest_of,
+    strongest_point,
 )
 from tacit.attacks.histograms import ScoreHistogram
 from tacit.attacks.merged_null import null_test
@@ -48,12 +51,14 @@ from tacit.attacks.wording import (
     inconclusive_line,
     overall_line,
     power_line,
+    thin_notes,
 )
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from tacit.attacks.binned import BinnedPoint
     from tacit.attacks.points import Interval
     from tacit.core.audit_spec import AuditSpec
 
@@ -118,7 +123,7 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
     """
     level = merged.correction.level_each
     rocs, skipped = _curves(histograms)
-    found = [_finding(name, roc, merged, level) for name, roc in rocs.items()]
+    found = [_finding(name, roc, merged) for name, roc in rocs.items()]
     tested = null_test(
         [roc.histogram for roc in rocs.values()],
         is_evidence=lambda roc: is_evidence(roc, level=level),
@@ -136,7 +141,7 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
     void = tested is not None and not tested.passed
     if void:
         found = [_voided(finding, reasons[0]) for finding in found]
-    strongest = _strongest(found)
+    strongest = strongest_of(found)
     line = overall_line(found, strongest)
     outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
     if reasons:
@@ -164,7 +169,9 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
 def is_evidence(roc: BinnedRoc, *, level: float) -> bool:
     """Whether the area, or the TPR at any FPR asked for, is more than chance at this level."""
     return _area_is_evidence(roc, level) or any(
-        _point_is_evidence(roc, fpr, level) for fpr in FPRS if _is_resolvable(roc, fpr)
+        _is_apart(roc.tpr_at(fpr, confidence=1.0 - level))
+        for fpr in FPRS
+        if _is_resolvable(roc, fpr)
     )
 
 
@@ -181,18 +188,15 @@ def _curves(
     return rocs, tuple(skipped)
 
 
-def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, level: float) -> ProbeFinding:
+def _finding(name: str, roc: BinnedRoc, merged: MergedAudit) -> ProbeFinding:
+    level = merged.correction.level_each
     auc = _auc_finding(roc, level)
     points = tuple(_point(roc, fpr, level) for fpr in FPRS)
-    evident = auc.is_evidence or any(point.is_evidence for point in points)
+    best = strongest_point(points)
+    evident = auc.is_evidence or best is not None
     members, others = round(roc.members), round(roc.non_members)
-    best = max(
-        (point for point in points if point.is_evidence),
-        key=lambda point: point.tpr.low / point.asked_fpr,
-        default=None,
-    )
     line = (
-        evidence_line(auc, best)
+        evidence_line(auc, best, tests=merged.correction.tests)
         if evident
         else power_line(auc, points, members=members, others=others)
     )
@@ -207,7 +211,7 @@ def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, level: float) -> Pr
         balanced_accuracy=_balanced_accuracy(roc),
         points=points,
         curve=_curve(roc),
-        notes=(_note(roc, merged),),
+        notes=(_note(roc, merged), *thin_notes(points)),
     )
 
 
@@ -226,6 +230,7 @@ def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
     interval = roc.auc_interval()
     return AucFinding(
         area=_estimate(roc.auc, interval),
+        corrected=_estimate(roc.auc, _area_at_level(roc, level)),
         chance=_chance_of_area(roc),
         is_evidence=_area_is_evidence(roc, level),
         least_evident=_null_curve(roc).auc_interval(confidence=1.0 - 2.0 * level).high,
@@ -233,7 +238,11 @@ def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
 
 
 def _area_is_evidence(roc: BinnedRoc, level: float) -> bool:
-    return roc.auc_interval(confidence=1.0 - 2.0 * level).low > 0.5  # one side of the interval
+    return _area_at_level(roc, level).low > 0.5
+
+
+def _area_at_level(roc: BinnedRoc, level: float) -> Interval:
+    return roc.auc_interval(confidence=1.0 - 2.0 * level)  # one of its ends makes the test
 
 
 def _chance_of_area(roc: BinnedRoc) -> float:
@@ -274,7 +283,7 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         each = for_precision.precision(prior)
         value = None if each.value is None else _estimate(each.value, each.interval)
         precisions.append(PrecisionFinding(prior=prior, precision=value))
-    resolvable = _is_resolvable(roc, fpr)
+    resolvable, tested = _is_resolvable(roc, fpr), roc.tpr_at(fpr, confidence=1.0 - level)
     return PointFinding(
         threshold=Threshold.OPTIMISTIC,
         asked_fpr=fpr,
@@ -283,14 +292,16 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         precisions=tuple(precisions),
         is_resolvable=resolvable,
         supports_gate=point.supports_gate,
-        is_evidence=resolvable and _point_is_evidence(roc, fpr, level),
+        non_members_above=math.floor(fpr * roc.non_members + 1e-9),
+        is_evidence=resolvable and _is_apart(tested),
         least_evident_tpr=roc.least_tpr_above(fpr, confidence=1.0 - level) if resolvable else None,
+        corrected_tpr=_at_fpr(tested.tpr, tested.tpr_interval) if resolvable else None,
+        corrected_fpr=_at_fpr(fpr, tested.fpr_interval) if resolvable else None,
     )
 
 
-def _point_is_evidence(roc: BinnedRoc, fpr: float, level: float) -> bool:
+def _is_apart(point: BinnedPoint) -> bool:
     """Whether the intervals of TPR and FPR are apart: each is wrong there half of the level."""
-    point = roc.tpr_at(fpr, confidence=1.0 - level)
     return point.tpr_interval.low > point.fpr_interval.high
 
 
@@ -315,16 +326,6 @@ def _curve(roc: BinnedRoc) -> tuple[tuple[float, float], ...]:
     ]
     pairs = [(0.0, 0.0), *zip(rates[0].tolist(), rates[1].tolist(), strict=True)]
     return (*pairs[:-1], (1.0, 1.0))
-
-
-def _strongest(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
-    def strength(finding: ProbeFinding) -> tuple[float, float]:
-        best = finding.best
-        factor = 0.0 if best is None else best.tpr.low / best.asked_fpr
-        return factor, finding.auc.area.low
-
-    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
-    return max(evident, key=strength, default=None)
 
 
 def _voided(finding: ProbeFinding, reason: str) -> ProbeFinding:

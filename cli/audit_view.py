@@ -176,8 +176,9 @@ def _point(probe: Json, fpr: float, threshold: str) -> Json | None:
 
 def _checks(report: Json) -> Iterator[str]:
     yield (
-        "*: evidence. A dash: fewer than one non-member is expected there. realistic: at a "
-        "threshold chosen on reference models, with the FPR that came of it."
+        "*: evidence, by a test corrected for all of the plan; the intervals are of 95 %, each for "
+        "itself. A dash: fewer than one non-member is expected there. realistic: at a threshold "
+        "chosen on reference models, with the FPR that came of it."
     )
     test = report["self_test"]
     if test is not None:
@@ -197,6 +198,18 @@ def _checks(report: Json) -> Iterator[str]:
         )
         for note in references["notes"]:
             yield f"note: {visible(note)}"
+    yield from _notes(report["probes"])
+
+
+def _notes(probes: list[Json]) -> Iterator[str]:
+    """Yield one line per note, with the probes that it is about where it is not about all."""
+    by_note: dict[str, list[str]] = {}
+    for probe in probes:
+        for note in probe["notes"]:
+            by_note.setdefault(note, []).append(probe["probe"])
+    for note, names in by_note.items():
+        whose = "" if len(names) == len(probes) else f"{', '.join(names)}: "
+        yield f"note: {visible(whose + note)}"
 
 
 def _detail(report: Json) -> Iterator[str]:
@@ -204,8 +217,6 @@ def _detail(report: Json) -> Iterator[str]:
     if strongest is None:
         yield "Finding nothing is no proof: a stronger attack may find what these probes did not."
         return
-    for note in strongest["notes"]:
-        yield f"note: {visible(note)}"
     best = _best(strongest)
     priors = [
         f"{_percent(each['precision']['value'])} where {_percent(each['prior'])} are"
@@ -234,7 +245,14 @@ def _detail(report: Json) -> Iterator[str]:
 def _best(probe: Json) -> Json:
     points: list[Json] = [p for p in probe["points"] if p["threshold"] == "optimistic"]
     found = [point for point in points if point["is_evidence"]]
-    return max(found or points[:1], key=lambda point: point["tpr"]["low"] / point["asked_fpr"])
+    return max(found or points[:1], key=_strength)
+
+
+def _strength(point: Json) -> tuple[float, float]:
+    """Return by which factors a point exceeds chance, as the report's own sentence weighs it."""
+    low = (point.get("corrected_tpr") or point["tpr"])["low"]
+    fpr = (point.get("corrected_fpr") or {"high": point["asked_fpr"]})["high"]
+    return max(1.0, low / fpr), point["tpr"]["value"] / (point["least_evident_tpr"] or 1.0)
 
 
 def _console() -> Console:

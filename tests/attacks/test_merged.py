@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -59,7 +60,35 @@ def test_a_leak_is_found_through_the_noise(noise: float) -> None:
     assert found.self_test.passed
     best = next(probe for probe in found.probes if probe.probe == found.strongest).best
     assert best is not None
-    assert best.tpr.low > best.fpr.high
+    assert best.corrected_tpr is not None
+    assert best.corrected_fpr is not None
+    assert best.corrected_tpr.low > best.corrected_fpr.high
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_line_states_the_intervals_that_decided(noise: float) -> None:
+    """A TPR is evidence just where both are apart, though that at the very FPR may reach it."""
+    reaching = 0
+    for seed in range(4):
+        audit = result(0.7, noise=noise, seed=10 * seed)
+        for probe in audit.probes if audit.is_conclusive else ():
+            for point in probe.points:
+                tpr, fpr = point.corrected_tpr, point.corrected_fpr
+                assert tpr is not None
+                assert fpr is not None
+                assert point.is_evidence == (tpr.low > fpr.high)
+            best = probe.best
+            if best is None or best.corrected_tpr is None or best.corrected_fpr is None:
+                continue
+            ends = [
+                (100 * each.low, 100 * each.high)
+                for each in (best.corrected_fpr, best.corrected_tpr)
+            ]
+            said = [f"[{low:.3g}, {high:.3g}]" for low, high in ends]
+            assert re.findall(r"\[.*?\]", probe.line) == said
+            assert probe.line.endswith("(corrected for 12 tests)")
+            reaching += best.tpr.low <= best.asked_fpr
+    assert reaching > 0  # else this shows nothing
 
 
 @pytest.mark.slow
