@@ -90,7 +90,7 @@ def show_comparison(comparison: ReportComparison) -> None:
     for caveat in comparison.caveats:
         console.print(f"beware: {visible(caveat)}")
     if comparison.differences:
-        table = _table("probe", "figure", "first", "second", "second - first", "clear")
+        table = _table("probe", "figure", "first", "second", "second - first", "difference")
         for row in comparison.differences:
             value, low, high = row.change
             table.add_row(
@@ -99,7 +99,7 @@ def show_comparison(comparison: ReportComparison) -> None:
                 _interval(*row.first),
                 _interval(*row.second),
                 f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
-                "yes" if row.is_clear else "-",
+                "-" if row.standing is row.standing.NOT_APART else row.standing.value,
             )
         console.print(table)
     for line in comparison.not_comparable:

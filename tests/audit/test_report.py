@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.attacks.runner import run_audit
-from tacit.audit.compare import compare_reports
+from tacit.audit.compare import Standing, compare_reports
 from tacit.audit.plot import save_roc
 from tacit.audit.report import (
     Provenance,
@@ -22,13 +22,16 @@ from tacit.audit.report import (
 )
 from tacit.audit.schema import schema_problems
 from tacit.core.errors import DataError, UnavailableError
+from tacit.core.plain import plain
 from tests.attacks.desk import TINY, subject, trained, untrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PROVENANCE = Provenance(files={"model": "0" * 64}, versions={"tacit": "0"})
+PROVENANCE = Provenance(
+    files=dict.fromkeys(("model", "members", "non-members"), "0" * 64), versions={"tacit": "0"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,7 @@ def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> 
     comparison = compare_reports(fresh, report)
     areas = {each.probe: each for each in comparison.differences if each.metric == "AUC"}
     assert set(areas) == {"loss", "modified-entropy"}
+    assert areas["loss"].standing is Standing.CLEAR
     assert areas["loss"].is_clear
     assert areas["loss"].change[1] > 0
     assert any(
@@ -141,11 +145,77 @@ def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> 
     assert (same.caveats, same.not_comparable) == ((), ())
 
 
+def changed_files(report: dict[str, Any], **files: str) -> dict[str, Any]:
+    changed = copy.deepcopy(report)
+    changed["provenance"]["files"] |= files
+    return changed
+
+
+def sent_by(report: dict[str, Any], members: str, *, noise: float = 0.0) -> dict[str, Any]:
+    """Say that a report was merged from such owners, each with one histogram of 8 bins a side."""
+    sent = [{"member": member, "lists": [{"name": "x", "length": 16}]} for member in members]
+    return {**copy.deepcopy(report), "federation": {"sent": sent, "noise_per_owner": noise}}
+
+
+def counted(report: dict[str, Any], more: int) -> dict[str, Any]:
+    changed = copy.deepcopy(report)
+    for probe in changed["probes"]:
+        probe["members"] += more
+    return changed
+
+
+def elsewhere(report: dict[str, Any]) -> dict[str, Any]:
+    return {**report, "scope": {**report["scope"], "records": "one owner's, at their node"}}
+
+
+OTHER, PERHAPS = Standing.OTHER_RECORDS, Standing.PERHAPS_OTHER_RECORDS
+
+
+@pytest.mark.parametrize(
+    ("change", "standing"),
+    [
+        (lambda r: changed_files(r, members="1" * 64), OTHER),
+        (lambda r: changed_files(r, **{"non-members": "1" * 64}), OTHER),
+        (lambda r: changed_files(r, split="1" * 64), OTHER),
+        (lambda r: changed_files(r, predictions="1" * 64), PERHAPS),
+        (lambda r: changed_files(r, population="1" * 64), Standing.CLEAR),
+        (lambda r: sent_by(r, "ab"), OTHER),
+        (elsewhere, OTHER),
+        (lambda r: counted(r, 1), OTHER),
+    ],
+    ids=[
+        *("members", "non-members", "split", "predictions", "population"),
+        *("owners", "elsewhere", "counts"),
+    ],
+)
+def test_only_a_difference_on_the_same_records_is_clear(
+    report: dict[str, Any],
+    fresh: dict[str, Any],
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    standing: Standing,
+) -> None:
+    """Apart though they are, figures of other owners, counts or files are told by that name."""
+    comparison = compare_reports(fresh, change(report))
+    area = next(each for each in comparison.differences if each.metric == "AUC")
+    assert area.change[1] > 0
+    assert (area.standing, area.is_clear) == (standing, standing is Standing.CLEAR)
+    assert {each.standing for each in comparison.differences} <= {standing, Standing.NOT_APART}
+    assert plain(area)["standing"] == standing.value
+
+
+@pytest.mark.parametrize(("more", "standing"), [(40, Standing.CLEAR), (60, OTHER)])
+def test_noise_on_counts_makes_no_other_records(
+    report: dict[str, Any], fresh: dict[str, Any], more: int, standing: Standing
+) -> None:
+    """Noise of 3 on each of 16 counts, in both reports: sums may differ by 51, and no more."""
+    merged = sent_by(fresh, "ab", noise=3.0), sent_by(counted(report, more), "ba", noise=3.0)
+    area = next(each for each in compare_reports(*merged).differences if each.metric == "AUC")
+    assert area.standing is standing
+
+
 def test_a_comparison_says_first_that_other_records_were_scored(report: dict[str, Any]) -> None:
     """Other owners, and as few records more or less of one probe, are among the caveats."""
-    merged = [copy.deepcopy(report) for _ in range(2)]
-    for each, members in zip(merged, (["a", "b"], ["b", "a", "c"]), strict=True):
-        each["federation"] = {"sent": [{"member": member} for member in members]}
+    merged = [sent_by(report, members) for members in ("ab", "bac")]
     merged[1]["probes"][0]["members"] -= 1
     first, second = compare_reports(*merged).caveats
     assert first == "other owners: a, b and a, b, c"
