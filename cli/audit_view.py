@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tacit.audit.claims import said
 from tacit.cli.canary_view import show_canaries
 from tacit.cli.output import visible
 
@@ -38,6 +39,10 @@ def show_report(report: Json) -> None:
         f"{_percent(correction['level'])}, over all {correction['tests']} tests of the plan "
         f"({correction['level_each']:.2g} each)."
     )
+    if report.get("claims"):
+        console.print(
+            f"Claim: {said(report['claims'])}; canaries test it, the plot shows its line."
+        )
     for line in _skipped(report):
         console.print(line)
     if report["probes"]:
