@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from tacit.attacks.owner_audit import local_report, score_counts, subjects_of
 from tacit.attacks.report_form import report_text
+from tacit.attacks.wording import probe_lines, selection_line
 from tacit.core.errors import AppError, ConfigError, RefusedError, TacitError
 from tacit.core.results import histogram_name
 from tacit.learning.task import Task, open_task, take_noise_key
@@ -88,6 +89,6 @@ def _leave_report(task: Task, folder: Path) -> None:
         (folder / TEXT_NAME).write_text(f"No report of your own: a bug, {type(error).__name__}\n")
         return
     (folder / REPORT_NAME).write_bytes(report_text(report))
-    lines = [report["line"], *(f"not conclusive: {why}" for why in report["reasons"])]
-    lines += [f"{probe['probe']}: {probe['line']}" for probe in report["probes"]]
-    (folder / TEXT_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [report["line"], selection_line(report["audited"]), *probe_lines(report)]
+    text = "\n".join(line for line in lines if line)
+    (folder / TEXT_NAME).write_text(text + "\n", encoding="utf-8")

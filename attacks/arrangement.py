@@ -1,7 +1,8 @@
 """Whom an audit looks at, and in which order: so that a probe cannot tell who is a member.
 
-Promises: members and non-members are interleaved in a random order that follows from the seed, and
-membership is kept apart from everything that a probe sees. Where reference models are trained, as
+Promises: members and non-members are interleaved in a random order that follows from the seed and
+from what the records hold, whatever order they came in; so does the order of the population.
+Membership is kept apart from everything that a probe sees. Where reference models are trained, as
 many members as non-members are audited, so that a reference, which has half of them and all other
 members, is as large as the target (attacks/references.py).
 """
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tacit.attacks.design import choose_audited
 from tacit.attacks.probe import Evidence
-from tacit.attacks.references import choose_audited
+from tacit.attacks.subject import keys_of, record_keys
 from tacit.attacks.target import Outputs
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import derived_seed
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.random import Generator
 
+    from tacit.attacks.design import Keys
     from tacit.attacks.subject import Group, Subject, TextArray
     from tacit.attacks.target import BoolArray, Int64Array
 
@@ -67,24 +70,28 @@ def arranged(subject: Subject, *, with_references: bool, seed: int) -> Arrangeme
     """
     members, others = subject.members, subject.non_members
     is_member = np.arange(len(members) + len(others)) < len(members)
+    outputs = _outputs(members, others)
+    examples = _examples(members, others)
+    keys = _keys(outputs, examples)
     audited = np.arange(len(is_member), dtype=np.int64)
     beyond = audited[:0]
     if with_references:
-        audited, beyond = choose_audited(is_member, rng=rng_for(seed, "audited records"))
-    left = np.setdiff1d(np.flatnonzero(~is_member), audited)
-    order = rng_for(seed, "order of records").permutation(audited)
-    outputs = _outputs(members, others)
-    examples = _examples(members, others)
-    population = subject.population
-    uses_left = population is None and len(left) >= _LEAST_POPULATION
+        audited, beyond = choose_audited(is_member, keys, rng=rng_for(seed, "audited records"))
+    by_key = audited[np.argsort(keys[audited], kind="stable")]
+    order = rng_for(seed, "order of records").permutation(by_key)
+    left = np.flatnonzero(~is_member & ~np.isin(keys, keys[audited]))
+    uses_left = subject.population is None and len(left) >= _LEAST_POPULATION
+    population, strangers = (
+        _by_key(outputs.take(left), take_examples(examples, left))
+        if uses_left
+        else _population(subject.population)
+    )
     evidence = Evidence(
         outputs=outputs.take(order),
         examples=take_examples(examples, order),
         target=subject.target,
-        population=outputs.take(left) if uses_left else _optional(population),
-        population_examples=take_examples(examples, left)
-        if uses_left
-        else (None if population is None else population.examples),
+        population=population,
+        population_examples=strangers,
     )
     names = np.array(subject.class_names, dtype=object)
     shared = [name for name in members.columns if name in others.columns]
@@ -159,5 +166,17 @@ def _joined(first: Examples | None, second: Examples | None) -> Examples | None:
     )
 
 
-def _optional(group: Group | None) -> Outputs | None:
-    return None if group is None else group.outputs
+def _keys(outputs: Outputs, examples: Examples | None) -> Keys:
+    """Return each record's key; where records are not there, that of the answer."""
+    if examples is not None:
+        return record_keys(examples)
+    return keys_of(outputs.logits, outputs.labels)
+
+
+def _by_key(outputs: Outputs, examples: Examples | None) -> tuple[Outputs, Examples | None]:
+    order = np.argsort(_keys(outputs, examples), kind="stable")
+    return outputs.take(order), take_examples(examples, order)
+
+
+def _population(group: Group | None) -> tuple[Outputs | None, Examples | None]:
+    return (None, None) if group is None else _by_key(group.outputs, group.examples)

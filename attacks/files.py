@@ -145,7 +145,8 @@ def _predicted(path: Path, arrays: Mapping[str, Array], side: str) -> Outputs | 
     numbers = _class_numbers(path, labels)
     if logits is not None:
         return Outputs(logits=_as_floats(path, logits), labels=numbers)
-    return outputs_of_probabilities(_as_floats(path, probabilities), numbers)
+    name = f"{side}_probabilities of {path.name}"
+    return outputs_of_probabilities(_as_floats(path, probabilities), numbers, name=name)
 
 
 def _of_arrays(path: Path, arrays: Mapping[str, Array], slices: Sequence[str]) -> Records:

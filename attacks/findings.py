@@ -285,6 +285,8 @@ class AuditedFinding:
         population: records that are neither.
         classes: how many.
         member_accuracy, non_member_accuracy: of the target; None where nobody counted.
+        standard_error: of the numbers of records, from the noise on counts; 0 where these are
+            exact.
     """
 
     form: str
@@ -296,6 +298,7 @@ class AuditedFinding:
     classes: int
     member_accuracy: Estimate | None
     non_member_accuracy: Estimate | None
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,11 +323,12 @@ class AuditResult:
     """A whole audit.
 
     Attributes:
-        outcome, line: the strongest finding, in a word and in a sentence.
-        strongest: the probe that made it; None where none found anything.
-        is_conclusive: False where a reason stands in ``reasons``: evidence found counts even then,
-            but finding nothing does not.
-        reasons: why not.
+        outcome, line: the strongest finding, in a word and in a sentence; ``inconclusive``, with
+            what would change it, where there is a reason for that.
+        strongest: of the probes whose evidence stands; None where none does. Evidence that does
+            not rest on what is in doubt stands in an inconclusive report too.
+        is_conclusive: False where a reason stands in ``reasons``.
+        reasons: why the whole is inconclusive.
         interrupted: whether it was stopped before its end.
         probes: in the plan's order.
         limits: what no such audit can tell.

@@ -46,7 +46,10 @@ from tacit.attacks.plans import PRIORS, AuditPlan
 from tacit.attacks.score_bins import SCALES
 from tacit.attacks.significance import LEVEL
 from tacit.attacks.wording import (
+    ALL_NOISE,
     LIMITS,
+    VOID,
+    Counted,
     evidence_line,
     inconclusive_line,
     overall_line,
@@ -123,40 +126,34 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
     """
     level = merged.correction.level_each
     rocs, skipped = _curves(histograms)
-    found = [_finding(name, roc, merged) for name, roc in rocs.items()]
+    counted = _counted(histograms)
+    found = [_finding(name, roc, merged, counted) for name, roc in rocs.items()]
     tested = null_test(
         [roc.histogram for roc in rocs.values()],
         is_evidence=lambda roc: is_evidence(roc, level=level),
         permutations=PERMUTATIONS,
         seed=merged.audit.seed,
     )
-    reasons = tuple(
-        reason
-        for reason, holds in (
-            ("the null self-test failed: this report is void", tested and not tested.passed),
-            ("noise hides how many records there are", not found),
-        )
-        if holds
-    )
     void = tested is not None and not tested.passed
+    doubts = tuple(doubt for doubt, holds in ((VOID, void), (ALL_NOISE, not found)) if holds)
     if void:
-        found = [_voided(finding, reasons[0]) for finding in found]
+        found = [_voided(finding, VOID.why) for finding in found]
     strongest = strongest_of(found)
-    line = overall_line(found, strongest)
-    outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
-    if reasons:
-        outcome = Outcome.INCONCLUSIVE
-        line = inconclusive_line(reasons, line if found else "nothing")
+    if doubts:
+        outcome, line = Outcome.INCONCLUSIVE, inconclusive_line(doubts, ())
+    else:
+        outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
+        line = overall_line(found, strongest, standard_error=counted.standard_error)
     return AuditResult(
         outcome=outcome,
         line=line,
         strongest=None if strongest is None else strongest.probe,
-        is_conclusive=not reasons,
-        reasons=reasons,
+        is_conclusive=not doubts,
+        reasons=tuple(doubt.why for doubt in doubts),
         interrupted=False,
         plan=merged.plan,
         seed=merged.audit.seed,
-        audited=_audited(merged, histograms),
+        audited=_audited(merged, counted),
         probes=tuple(found),
         skipped=skipped,
         self_test=tested,
@@ -171,7 +168,7 @@ def is_evidence(roc: BinnedRoc, *, level: float) -> bool:
     return _area_is_evidence(roc, level) or any(
         _is_apart(roc.tpr_at(fpr, confidence=1.0 - level))
         for fpr in FPRS
-        if _is_resolvable(roc, fpr)
+        if _is_resolvable(fpr, roc.non_members)
     )
 
 
@@ -188,36 +185,35 @@ def _curves(
     return rocs, tuple(skipped)
 
 
-def _finding(name: str, roc: BinnedRoc, merged: MergedAudit) -> ProbeFinding:
-    level = merged.correction.level_each
+def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, counted: Counted) -> ProbeFinding:
+    level, tests = merged.correction.level_each, merged.correction.tests
     auc = _auc_finding(roc, level)
-    points = tuple(_point(roc, fpr, level) for fpr in FPRS)
+    points = tuple(_point(roc, fpr, level=level, others=counted.others) for fpr in FPRS)
     best = strongest_point(points)
     evident = auc.is_evidence or best is not None
-    members, others = round(roc.members), round(roc.non_members)
     line = (
-        evidence_line(auc, best, tests=merged.correction.tests)
+        evidence_line(auc, best, counted, tests=tests)
         if evident
-        else power_line(auc, points, members=members, others=others)
+        else power_line(auc, points, counted)
     )
     return ProbeFinding(
         probe=name,
         source=SCALES[name].source,
         outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
         line=line,
-        members=members,
-        non_members=others,
+        members=counted.members,
+        non_members=counted.others,
         auc=auc,
         balanced_accuracy=_balanced_accuracy(roc),
         points=points,
         curve=_curve(roc),
-        notes=(_note(roc, merged), *thin_notes(points)),
+        notes=(_note(roc, merged), *thin_notes(points, counted)),
     )
 
 
 def _note(roc: BinnedRoc, merged: MergedAudit) -> str:
     noise = roc.histogram.noise_sd
-    counts = f"noise of standard deviation {noise:.3g} on each count" if noise else "exact counts"
+    counts = f"noise of standard deviation {noise:.3g} on each sum" if noise else "exact counts"
     low, high = roc.auc_bounds
     return (
         f"run by the nodes of {merged.owners} owners, each on its owner's own records; merged as "
@@ -275,7 +271,7 @@ def pooled_shares(histogram: ScoreHistogram) -> np.ndarray:
     return shares
 
 
-def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
+def _point(roc: BinnedRoc, fpr: float, *, level: float, others: int) -> PointFinding:
     point = roc.tpr_at(fpr)
     for_precision = roc.tpr_at(fpr, confidence=0.975)
     precisions = []
@@ -283,7 +279,7 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         each = for_precision.precision(prior)
         value = None if each.value is None else _estimate(each.value, each.interval)
         precisions.append(PrecisionFinding(prior=prior, precision=value))
-    resolvable, tested = _is_resolvable(roc, fpr), roc.tpr_at(fpr, confidence=1.0 - level)
+    resolvable, tested = _is_resolvable(fpr, others), roc.tpr_at(fpr, confidence=1.0 - level)
     return PointFinding(
         threshold=Threshold.OPTIMISTIC,
         asked_fpr=fpr,
@@ -292,7 +288,7 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         precisions=tuple(precisions),
         is_resolvable=resolvable,
         supports_gate=point.supports_gate,
-        non_members_above=math.floor(fpr * roc.non_members + 1e-9),
+        non_members_above=math.floor(fpr * others + 1e-9),
         is_evidence=resolvable and _is_apart(tested),
         least_evident_tpr=roc.least_tpr_above(fpr, confidence=1.0 - level) if resolvable else None,
         corrected_tpr=_at_fpr(tested.tpr, tested.tpr_interval) if resolvable else None,
@@ -305,8 +301,8 @@ def _is_apart(point: BinnedPoint) -> bool:
     return point.tpr_interval.low > point.fpr_interval.high
 
 
-def _is_resolvable(roc: BinnedRoc, fpr: float) -> bool:
-    return fpr * roc.non_members >= 1.0 - 1e-9
+def _is_resolvable(fpr: float, others: float) -> bool:
+    return fpr * others >= 1.0 - 1e-9
 
 
 def _balanced_accuracy(roc: BinnedRoc) -> float:
@@ -333,22 +329,36 @@ def _voided(finding: ProbeFinding, reason: str) -> ProbeFinding:
     return dataclasses.replace(finding, outcome=Outcome.INCONCLUSIVE, line=line)
 
 
-def _audited(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram]) -> AuditedFinding:
-    """Return whose records: as many as the histograms say, on average, noise included."""
+def _counted(histograms: Mapping[str, ScoreHistogram]) -> Counted:
+    """Return how many records there are: each is in every histogram, so the mean of their sums.
+
+    One number for the whole report: the sums differ by noise alone.
+    """
     sides = [
         max(0, round(float(np.mean([getattr(each, side).sum() for each in histograms.values()]))))
         for side in ("members", "non_members")
     ]
+    variances = [len(each.members) * each.noise_sd**2 for each in histograms.values()]
+    return Counted(
+        members=sides[0],
+        others=sides[1],
+        standard_error=math.sqrt(sum(variances)) / len(variances),
+    )
+
+
+def _audited(merged: MergedAudit, counted: Counted) -> AuditedFinding:
+    """Return whose records."""
     return AuditedFinding(
         form="model",
-        given_members=sides[0],
-        given_non_members=sides[1],
-        members=sides[0],
-        non_members=sides[1],
+        given_members=counted.members,
+        given_non_members=counted.others,
+        members=counted.members,
+        non_members=counted.others,
         population=0,
         classes=merged.classes,
         member_accuracy=None,
         non_member_accuracy=None,
+        standard_error=counted.standard_error,
     )
 
 

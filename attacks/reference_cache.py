@@ -142,7 +142,8 @@ def cache_key(
         recipe: of every model.
         seed: of the design, the batches and the noise.
         data: every array of records, in a fixed order.
-        code: the file that designs and trains; those that it calls are known here.
+        code: the file that trains; those that it calls are known here. What it is handed back is
+            held against the design, and needs no part in the key.
     """
     state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     parts = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tacit.attacks.design import Design
 from tacit.attacks.findings import ReferenceFinding
 from tacit.attacks.recipe_check import MOST_POINTS_APART, check_recipe
-from tacit.attacks.references import Design, Material, train_references
+from tacit.attacks.references import Material, train_references
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.learning.models import build_model
 from tacit.learning.shadow_recipe import derived_seed, shadow_recipe
@@ -103,11 +104,7 @@ def train(
         ),
         model=references.model,
         recipe=references.recipe,
-        design=Design(
-            models=references.models,
-            records=len(evidence.examples),
-            seed=derived_seed(seed, "references"),
-        ),
+        design=Design(models=references.models, seed=derived_seed(seed, "references")),
         cache=cache,
         workers=workers,
         progress=progress,

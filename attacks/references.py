@@ -1,9 +1,10 @@
-"""Reference models: who is in which, and how they are trained and kept.
+"""Reference models: how they are trained and kept.
 
 Promises: references are trained on audited records and on those named for all of them; nothing of
 the population, and nothing else, ever goes into one. They come in pairs, and of a pair each
-audited record is in exactly one. Who was in the target is known to ``choose_audited`` alone, which
-no probe sees.
+audited record is in exactly one (``design.py``). Who was in the target is known to
+``choose_audited`` alone, which no probe sees. Each is trained on its records in the order of their
+keys: in whatever order they came, they get the same answers.
 
 A reference of a pair is trained on half of the audited records. For it to be as large as the
 target, ``choose_audited`` takes as many members as non-members, and puts the other members into
@@ -12,7 +13,7 @@ every reference: with m members and k <= m non-members, (m - k) + 2k / 2 = m.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ import numpy as np
 from tacit.attacks.probe import References
 from tacit.attacks.reference_cache import Arrays, ReferenceCache, cache_key
 from tacit.attacks.reference_workers import trained_by_workers
+from tacit.attacks.subject import record_keys
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import derived_seed
 from tacit.learning.vectorised import Shadow, train_together
@@ -28,9 +30,9 @@ from tacit.learning.vectorised import Shadow, train_together
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.random import Generator
     from torch import nn
 
+    from tacit.attacks.design import Design
     from tacit.attacks.target import BoolArray, Int64Array
     from tacit.learning.shadow_recipe import ShadowRecipe
 
@@ -57,54 +59,6 @@ class Material:
     population: Examples | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Design:
-    """Who is in which reference.
-
-    A pair follows from the seed and its number alone: more models leave the first ones as they
-    are, and those that are trained already are used again.
-
-    Attributes:
-        models: an even number.
-        records: audited ones, at least two.
-        seed: of the pairs, the batches and the shadows' noise.
-    """
-
-    models: int
-    records: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.models < 2 or self.models % 2 or self.records < 2:
-            raise ValueError("expected pairs of models, and at least two records")
-
-    def is_in(self) -> BoolArray:
-        """Return bool ``(models, records)``: model 2k + 1 has what model 2k has not."""
-        halves = np.zeros((self.models // 2, self.records), dtype=np.bool_)
-        for pair, half in enumerate(halves):
-            order = np.random.default_rng([self.seed, pair]).permutation(self.records)
-            half[order[: self.records // 2]] = True
-        return np.stack([halves, ~halves], axis=1).reshape(self.models, self.records)
-
-
-def choose_audited(is_member: BoolArray, *, rng: Generator) -> tuple[Int64Array, Int64Array]:
-    """Choose whom to audit so that references are as large as the target.
-
-    Args:
-        is_member: bool ``(n,)``, of all records that may be audited.
-        rng: chooses among the side that has more.
-
-    Returns:
-        Positions of the audited records, as many members as non-members, and of the members that
-        are left, which belong into every reference. Both in ascending order.
-    """
-    members, others = np.flatnonzero(is_member), np.flatnonzero(~is_member)
-    size = min(len(members), len(others))
-    chosen = [rng.permutation(side)[:size] for side in (members, others)]
-    audited = np.sort(np.concatenate(chosen)).astype(np.int64)
-    return audited, np.setdiff1d(members, chosen[0]).astype(np.int64)
-
-
 def train_references(
     material: Material,
     *,
@@ -121,7 +75,7 @@ def train_references(
         material: the records.
         model: the target's architecture and first weights, from which every reference starts.
         recipe: the target's.
-        design: who is in which.
+        design: how many, and the seed.
         cache: keeps every finished chunk, also when the rest is interrupted.
         workers: processes, of one thread each; with 1 this one trains.
         progress: called now and then with steps done and in all, of all models together.
@@ -130,10 +84,8 @@ def train_references(
         AppError: the recipe does not lead to finite weights (``E-TRAINING-DIVERGED``).
         ConfigError: the model mixes records (``E-MODEL-NOT-DP``).
         UnavailableError: the cache cannot be written, or a worker ended (``E-AUDIT-WORKERS``).
-        ValueError: the design is of another number of records.
+        ValueError: all audited records are equal.
     """
-    if design.records != len(material.audited):
-        raise ValueError(f"expected a design of {len(material.audited)} records")
     work = _Work(material=material, model=model, recipe=recipe, design=design)
     key = "" if cache is None else work.key()
     chunks = _chunks(model, design.models)
@@ -154,7 +106,7 @@ def train_references(
     ordered = [found[chunk.start] for chunk in chunks]
     return References(
         logits=np.concatenate([arrays["logits"] for arrays in ordered]),
-        is_in=np.concatenate([arrays["is_in"] for arrays in ordered]),
+        is_in=work.is_in,
         population_logits=np.concatenate([arrays["population_logits"] for arrays in ordered]),
     )
 
@@ -165,21 +117,40 @@ def _chunks(model: nn.Module, models: int) -> list[range]:
     return [range(start, min(models, start + size)) for start in range(0, models, size)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Work:
-    """What every chunk needs, also in another process."""
+    """What every chunk needs, also in another process.
+
+    Attributes:
+        pool: what is trained on: audited records, then those of every model.
+        by_key: int64, its positions in the order of the records' keys.
+        is_in: bool ``(models, n)``, of the audited records.
+    """
 
     material: Material
     model: nn.Module
     recipe: ShadowRecipe
     design: Design
+    pool: Examples = field(init=False)
+    by_key: Int64Array = field(init=False)
+    is_in: BoolArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        audited, always = self.material.audited, self.material.always
+        self.pool = audited if always is None else _joined(audited, always)
+        keys = record_keys(self.pool)
+        self.by_key = np.argsort(keys, kind="stable")
+        self.is_in = self.design.is_in(keys[: len(audited)])
 
     def key(self) -> str:
-        sides = (self.material.audited, self.material.always, self.material.population)
+        asked = (self.material.audited, self.material.population)  # answers are in their order
+        trained = Examples(
+            features=self.pool.features[self.by_key], labels=self.pool.labels[self.by_key]
+        )
         nothing = np.zeros(0)
         data = [
             array
-            for side in sides
+            for side in (trained, *asked)
             for array in ((nothing, nothing) if side is None else (side.features, side.labels))
         ]
         return cache_key(
@@ -197,9 +168,7 @@ class _Work:
         population = self.material.population
         records = len(self.material.audited), 0 if population is None else len(population)
         answers = arrays["logits"], arrays["population_logits"]
-        return np.array_equal(
-            arrays["is_in"], self.design.is_in()[chunk.start : chunk.stop]
-        ) and all(
+        return np.array_equal(arrays["is_in"], self.is_in[chunk.start : chunk.stop]) and all(
             answer.dtype == np.float32
             and answer.ndim == 3
             and answer.shape[:2] == (len(chunk), count)
@@ -208,21 +177,20 @@ class _Work:
         )
 
     def train(self, chunk: range, progress: Progress | None = None) -> Arrays:
-        audited, always = self.material.audited, self.material.always
-        is_in = self.design.is_in()[chunk.start : chunk.stop]
-        pool = audited if always is None else _joined(audited, always)
-        beyond = np.arange(len(audited), len(pool), dtype=np.int64)
+        audited, population = self.material.audited, self.material.population
+        is_in = self.is_in[chunk.start : chunk.stop]
+        trained_on = np.ones((len(chunk), len(self.pool)), dtype=np.bool_)
+        trained_on[:, : len(audited)] = is_in
         shadows = [
             Shadow(
                 start=self.model,
-                rows=np.concatenate([np.flatnonzero(row), beyond]).astype(np.int64),
+                rows=self.by_key[row[self.by_key]],
                 seed=derived_seed(self.design.seed, f"model {number}"),
             )
-            for number, row in zip(chunk, is_in, strict=True)
+            for number, row in zip(chunk, trained_on, strict=True)
         ]
-        models = train_together(shadows, pool, self.recipe, progress=progress)
+        models = train_together(shadows, self.pool, self.recipe, progress=progress)
         logits = models.logits(audited.features)
-        population = self.material.population
         return {
             "logits": logits,
             "is_in": is_in,

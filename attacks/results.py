@@ -25,7 +25,16 @@ from tacit.attacks.registry import MEMBERSHIP
 from tacit.attacks.scoring import Scored, exposed_of, finding_of
 from tacit.attacks.significance import LEVEL, number_of_tests
 from tacit.attacks.target import ModelTarget
-from tacit.attacks.wording import LIMITS, inconclusive_line, overall_line
+from tacit.attacks.wording import (
+    INTERRUPTED,
+    LIMITS,
+    NOTHING_RUN,
+    VOID,
+    inconclusive_line,
+    overall_line,
+    unlike,
+    untrainable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     from tacit.attacks.plans import AuditPlan
     from tacit.attacks.subject import Subject
     from tacit.attacks.target import BoolArray, Float64Array
+    from tacit.attacks.wording import Doubt
 
 
 @dataclass(kw_only=True)
@@ -45,6 +55,7 @@ class AuditTrail:
         scored: by probe.
         skipped: reasons by probe.
         references: None where none were trained.
+        diverged: why the recipe makes no model at all; empty where it does.
     """
 
     subject: Subject
@@ -53,6 +64,7 @@ class AuditTrail:
     scored: dict[str, Scored] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     references: ReferenceFinding | None = None
+    diverged: str = ""
 
 
 def result_of(
@@ -74,6 +86,8 @@ def result_of(
     others = int((~is_member).sum())
     correction = _correction(number_of_tests(len(plan.probes), plan.fprs, non_members=others))
     scored = [trail.scored[name] for name in plan.probes if name in trail.scored]
+    if not _agrees(trail.references):
+        scored = [each.without_stand_ins() for each in scored]
     tested = self_test(scored, is_member, plan=plan, level=correction.level_each, seed=seed)
     found = [
         finding_of(each, is_member, trail.arrangement.columns, plan=plan, correction=correction)
@@ -92,14 +106,14 @@ def result_of(
         )
         named = dataclasses.replace(strongest, exposed=exposed)
         found = [named if each.probe == named.probe else each for each in found]
-    reasons = tuple(_reasons(tested, trail.references, interrupted=interrupted, found=found))
-    outcome, line = _overall(found, strongest, tested, reasons)
+    doubts = _doubts(trail, tested, interrupted=interrupted)
+    outcome, line = _overall(found, strongest, doubts)
     return AuditResult(
         outcome=outcome,
         line=line,
         strongest=None if strongest is None else strongest.probe,
-        is_conclusive=not reasons,
-        reasons=reasons,
+        is_conclusive=not doubts,
+        reasons=tuple(doubt.why for doubt in doubts),
         interrupted=interrupted,
         plan=plan,
         seed=seed,
@@ -125,65 +139,54 @@ def _correction(tests: int) -> Correction:
 def _judged(
     finding: ProbeFinding, tested: SelfTestFinding | None, references: ReferenceFinding | None
 ) -> ProbeFinding:
-    """Call a finding inconclusive where what it rests on does not hold."""
-    reasons = []
+    """Call a finding inconclusive where what it rests on does not hold, whatever it found.
+
+    What rests on reference models does not hold where these are not like the target. Everything
+    else holds without the recipe.
+    """
     if tested is not None and not tested.passed:
-        reasons.append("the null self-test failed: this report is void")
-    needs = MEMBERSHIP[finding.probe].needs
-    if references is not None and not references.agrees and Need.REFERENCES in needs:
-        reason = _apart(references)
-        if finding.outcome is Outcome.EVIDENCE:  # better references would find no less
-            return dataclasses.replace(finding, notes=(*finding.notes, reason))
-        reasons.append(reason)
-    if not reasons:
+        reason = VOID.why
+    elif Need.REFERENCES in MEMBERSHIP[finding.probe].needs and not _agrees(references):
+        reason = "its reference models are not like the target"
+    else:
         return finding
     return dataclasses.replace(
         finding,
         outcome=Outcome.INCONCLUSIVE,
-        line=f"{Outcome.INCONCLUSIVE.value}: {'; '.join(reasons)}",
+        line=f"{Outcome.INCONCLUSIVE.value}: {reason}",
     )
 
 
-def _apart(references: ReferenceFinding) -> str:
-    return (
-        f"the recipe does not reproduce the target: accuracies are "
-        f"{references.points_apart:.1f} points apart, "
-        f"at most {references.allowed_points:.2g} expected"
-    )
+def _agrees(references: ReferenceFinding | None) -> bool:
+    return references is None or references.agrees
 
 
-def _reasons(
-    tested: SelfTestFinding | None,
-    references: ReferenceFinding | None,
-    *,
-    interrupted: bool,
-    found: Sequence[ProbeFinding],
-) -> list[str]:
-    reasons = []
+def _doubts(
+    trail: AuditTrail, tested: SelfTestFinding | None, *, interrupted: bool
+) -> tuple[Doubt, ...]:
+    """Return why the whole is inconclusive; nothing where it is not."""
+    doubts = []
     if tested is not None and not tested.passed:
-        reasons.append("the null self-test failed: this report is void")
-    if references is not None and not references.agrees:
-        reasons.append(_apart(references))
+        doubts.append(VOID)
+    if trail.references is not None and not trail.references.agrees:
+        doubts.append(unlike(trail.references))
+    if trail.diverged:
+        doubts.append(untrainable(trail.diverged))
     if interrupted:
-        reasons.append("the audit was interrupted before its end")
-    if not found:
-        reasons.append("no probe was run to its end")
-    return reasons
+        doubts.append(INTERRUPTED)
+    if not trail.scored:
+        doubts.append(NOTHING_RUN)
+    return tuple(doubts)
 
 
 def _overall(
-    found: Sequence[ProbeFinding],
-    strongest: ProbeFinding | None,
-    tested: SelfTestFinding | None,
-    reasons: Sequence[str],
+    found: Sequence[ProbeFinding], strongest: ProbeFinding | None, doubts: Sequence[Doubt]
 ) -> tuple[Outcome, str]:
-    line = overall_line(found, strongest)
-    void = tested is not None and not tested.passed
-    if strongest is not None and not void:
-        return Outcome.EVIDENCE, line
-    if reasons:
-        return Outcome.INCONCLUSIVE, inconclusive_line(reasons, line if found else "nothing")
-    return Outcome.NO_EVIDENCE, line
+    if doubts:
+        standing = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
+        return Outcome.INCONCLUSIVE, inconclusive_line(doubts, standing)
+    outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
+    return outcome, overall_line(found, strongest)
 
 
 def _skipped(trail: AuditTrail, *, interrupted: bool) -> tuple[Skipped, ...]:

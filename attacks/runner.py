@@ -190,6 +190,8 @@ class _Audit:
             )
         except (AppError, ConfigError) as error:  # what needs none is finished, and stands
             self.references = f"{error.message} [{error.code}]"
+            if error.code == "E-TRAINING-DIVERGED":
+                self.trail.diverged = error.message
             return
         self.evidence = dataclasses.replace(self.evidence, references=trained)
         self.trail.references = finding

@@ -6,8 +6,7 @@ each test is held to the level that it is handed.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +32,7 @@ from tacit.attacks.significance import (
     least_evident_tpr,
 )
 from tacit.attacks.statistics import realised, roc_of, thresholds_from_references
-from tacit.attacks.wording import evidence_line, power_line, thin_notes
+from tacit.attacks.wording import Counted, evidence_line, power_line, thin_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +65,14 @@ class Scored:
     scores: Float64Array
     stand_in_scores: Float64Array
     stand_in_is_in: BoolArray
+
+    def without_stand_ins(self) -> Scored:
+        """Return the same scores, without references that stand for the target."""
+        return replace(
+            self,
+            stand_in_scores=self.stand_in_scores[:0],
+            stand_in_is_in=self.stand_in_is_in[:0],
+        )
 
 
 def is_evidence(roc: Roc, fprs: Sequence[float], *, level: float) -> bool:
@@ -106,10 +113,11 @@ def finding_of(
     shared = thresholds.get(fpr, roc.tpr_at(fpr).threshold)
     best = strongest_point(optimistic)
     evident = best is not None or auc.is_evidence
+    counted = Counted(members=roc.members, others=roc.non_members)
     line = (
-        evidence_line(auc, best, tests=correction.tests)
+        evidence_line(auc, best, counted, tests=correction.tests)
         if evident
-        else power_line(auc, optimistic, members=roc.members, others=roc.non_members)
+        else power_line(auc, optimistic, counted)
     )
     return ProbeFinding(
         probe=scored.probe,
@@ -125,7 +133,7 @@ def finding_of(
         slices=_slices(scored, membership, slices, threshold=shared, least=plan.least_slice),
         slices_fpr=fpr,
         slices_threshold=Threshold.REALISTIC if fpr in thresholds else Threshold.OPTIMISTIC,
-        notes=(*_notes(roc, level), *thin_notes(optimistic)),
+        notes=(*_notes(roc, level), *thin_notes(optimistic, counted)),
     )
 
 
@@ -186,14 +194,14 @@ def _chance(point: OperatingPoint) -> float:
 
 def _optimistic(roc: Roc, fpr: float, plan: AuditPlan, level: float) -> PointFinding:
     point = roc.tpr_at(fpr)
-    found = dataclasses.replace(
+    found = replace(
         _point(point, Threshold.OPTIMISTIC, plan),
         tpr=_estimate(point.tpr, roc.tpr_interval_at(fpr)),
     )
     if not point.is_resolvable:
         return found
     chance = _chance(point)
-    return dataclasses.replace(
+    return replace(
         found,
         chance=chance,
         is_evidence=chance <= level,

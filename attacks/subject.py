@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,10 +192,15 @@ def record_keys(examples: Examples) -> npt.NDArray[np.uint64]:
 
     64 bits of BLAKE2: among a million records, two that differ share one with a chance of 3e-8.
     """
-    features = np.ascontiguousarray(examples.features) + np.float32(0.0)  # no -0.0
+    return keys_of(examples.features, examples.labels)
+
+
+def keys_of(rows: npt.NDArray[np.floating[Any]], labels: Int64Array) -> npt.NDArray[np.uint64]:
+    """Return :func:`record_keys` of any rows ``(n, ...)`` with their labels ``(n,)``."""
+    numbers = np.ascontiguousarray(rows) + rows.dtype.type(0.0)  # no -0.0
     digests = (
         hashlib.blake2b(row.data, digest_size=8, salt=int(label).to_bytes(8, "big", signed=True))
-        for row, label in zip(features, examples.labels, strict=True)
+        for row, label in zip(numbers, labels, strict=True)
     )
     return np.frombuffer(b"".join(each.digest() for each in digests), dtype=np.uint64)
 

@@ -27,8 +27,11 @@ BoolArray = npt.NDArray[np.bool_]
 
 _BATCH = 4096  # records per forward pass: bounds memory only
 
-# Probabilities that are written with few digits do not sum to one exactly.
+# Probabilities do not sum to one exactly: of single precision by a little, and where each was
+# rounded to d decimals by up to half a unit of the last one for each class.
 _SUM_TOLERANCE = 1e-3
+_ROUNDED_TO = (2, 3, 4)
+_MOST_TOLERANCE = 0.02
 _LEAST_PROBABILITY = 1e-30
 
 
@@ -52,7 +55,9 @@ class Outputs:
                 f"and {self.labels.shape}",
             )
         if not np.isfinite(self.logits).all():
-            raise DataError("E-AUDIT-OUTPUTS", "expected finite outputs, got others")
+            raise DataError(
+                "E-AUDIT-OUTPUTS", f"expected finite outputs, got {_first_not_finite(self.logits)}"
+            )
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
             raise DataError(
                 "E-AUDIT-OUTPUTS",
@@ -73,28 +78,72 @@ class Outputs:
         return Outputs(logits=self.logits[rows], labels=self.labels[rows])
 
 
-def outputs_of_probabilities(probabilities: Float64Array, labels: Int64Array) -> Outputs:
+def outputs_of_probabilities(
+    probabilities: Float64Array, labels: Int64Array, *, name: str = "probabilities"
+) -> Outputs:
     """Return the outputs of a target that was asked for probabilities, ``(n, classes)``.
+
+    Each row is divided by its sum, which may differ from one by 0.001; where the whole table is
+    rounded to 2, 3 or 4 decimals, by what that can come to over all classes, and 0.02 at most.
+
+    Args:
+        probabilities: float64.
+        labels: int64, ``(n,)``: the true classes.
+        name: what messages call them.
 
     Raises:
         DataError: rows do not sum to one, or hold what is no probability (``E-AUDIT-OUTPUTS``).
     """
     table = np.asarray(probabilities, dtype=np.float64)
-    if table.ndim != 2 or not np.isfinite(table).all() or (table < 0).any():
+    if table.ndim != 2:
+        raise DataError("E-AUDIT-OUTPUTS", f"expected {name} (n, classes), got shape {table.shape}")
+    if not np.isfinite(table).all():
+        raise DataError(
+            "E-AUDIT-OUTPUTS", f"expected finite {name}, got {_first_not_finite(table)}"
+        )
+    negative = np.flatnonzero((table < 0).any(axis=1))
+    if len(negative):
         raise DataError(
             "E-AUDIT-OUTPUTS",
-            f"expected probabilities (n, classes), none negative, got shape {table.shape}",
+            f"expected {name} of 0 or more, got others in {_rows(negative, len(table))}",
+            hint="hand in logits under their own name, or the softmax of them",
         )
-    wrong = np.flatnonzero(np.abs(table.sum(axis=1) - 1.0) > _SUM_TOLERANCE)
+    sums, tolerance = table.sum(axis=1), _tolerance(table)
+    wrong = np.flatnonzero(np.abs(sums - 1.0) > tolerance)
     if len(wrong):
         raise DataError(
             "E-AUDIT-OUTPUTS",
-            f"expected rows that sum to 1 within {_SUM_TOLERANCE:g}, "
-            f"got {len(wrong)} others; the first is row {wrong[0]}, "
-            f"which sums to {table[wrong[0]].sum():.6g}",
+            f"expected rows of {name} that sum to 1 within {tolerance:g}, got others in "
+            f"{_rows(wrong, len(table))}, which sums to {sums[wrong[0]]:.6g}",
             hint="hand in logits under their own name, or the softmax of them",
         )
-    return Outputs(logits=np.log(np.maximum(table, _LEAST_PROBABILITY)), labels=labels)
+    shares = table / sums[:, None]
+    return Outputs(logits=np.log(np.maximum(shares, _LEAST_PROBABILITY)), labels=labels)
+
+
+def _tolerance(table: Float64Array) -> float:
+    """Return how far a row's sum may be from one, by the decimals that the table has."""
+    for decimals in _ROUNDED_TO:
+        scaled = table * 10.0**decimals
+        if np.abs(scaled - np.round(scaled)).max(initial=0.0) < 1e-3:  # single precision, too
+            rounding: float = table.shape[1] * 0.5 * 10.0**-decimals
+            return min(_MOST_TOLERANCE, max(_SUM_TOLERANCE, rounding)) + 1e-9
+    return _SUM_TOLERANCE
+
+
+def _first_not_finite(table: Float64Array) -> str:
+    """Say which rows hold no number, counted from 1, and what the first holds."""
+    bad = ~np.isfinite(table)
+    rows = np.flatnonzero(bad.any(axis=1))
+    what = "NaN" if np.isnan(table[rows[0]]).any() else "an infinite value"
+    return f"{what} in {_rows(rows, len(table))}"
+
+
+def _rows(rows: Int64Array, among: int) -> str:
+    """Name the first of some rows, counted from 1, at the end of the sentence."""
+    if len(rows) == 1:
+        return f"row {rows[0] + 1} of {among}"
+    return f"{len(rows)} of {among} rows, first row {rows[0] + 1}"
 
 
 class Target(Protocol):

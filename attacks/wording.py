@@ -1,20 +1,28 @@
 """The sentences of a report: what was found, or how little would have been seen.
 
-Promises: "no evidence" never stands without its power, no sentence says that a model is safe, and
-evidence stands with the interval, or the limit, of the very test that made it so: what was picked
-among many tests is stated at the level of one of them.
+Promises: "no evidence" never stands without its power, "inconclusive" never without its reason and
+what would change it, and no sentence says that a model is safe. Evidence stands with the interval,
+or the limit, of the very test that made it so: what was picked among many tests is stated at the
+level of one of them. A number that noise has blurred never looks exact.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tacit.attacks.findings import Outcome, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tacit.attacks.findings import AucFinding, Estimate, PointFinding, ProbeFinding
+    from tacit.attacks.findings import (
+        AucFinding,
+        Estimate,
+        PointFinding,
+        ProbeFinding,
+        ReferenceFinding,
+    )
 
 LIMITS = (
     "Members and non-members are taken to be of one source: a probe may find what else differs.",
@@ -22,8 +30,61 @@ LIMITS = (
     "Scores concern records as they were handed in; changed or partial records were not tried.",
 )
 
+_THE_RUNS_RECIPE = (
+    "audit with the run.toml that made this model, on the records of all owners who trained it"
+)
 
-def evidence_line(auc: AucFinding, best: PointFinding | None, *, tests: int) -> str:
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """Why a whole audit is inconclusive, and what would change that.
+
+    Attributes:
+        why: the reason.
+        remedy: what to do, beginning with a verb.
+    """
+
+    why: str
+    remedy: str
+
+
+VOID = Doubt(
+    why="the null self-test failed: this report is void",
+    remedy="audit again with another seed, and report a second failure as a fault of the audit",
+)
+INTERRUPTED = Doubt(
+    why="the audit was interrupted before its end",
+    remedy="run it to its end (--cache keeps reference models that are finished)",
+)
+NOTHING_RUN = Doubt(
+    why="no probe was run to its end", remedy="hand in what the skipped probes lacked"
+)
+ALL_NOISE = Doubt(
+    why="noise hides how many records there are",
+    remedy="ask fewer probes (--probe), more owners, or at a larger --epsilon",
+)
+
+
+def unlike(references: ReferenceFinding) -> Doubt:
+    """Doubt an audit of which the reference models are not like the target."""
+    return Doubt(
+        why=f"the recipe does not reproduce the target: accuracies are "
+        f"{references.points_apart:.1f} points apart, "
+        f"at most {references.allowed_points:.2g} expected",
+        remedy=_THE_RUNS_RECIPE,
+    )
+
+
+def untrainable(message: str) -> Doubt:
+    """Doubt an audit of which the recipe makes no model at all."""
+    return Doubt(
+        why=f"the recipe does not reproduce the target: {message}", remedy=_THE_RUNS_RECIPE
+    )
+
+
+def evidence_line(
+    auc: AucFinding, best: PointFinding | None, counted: Counted, *, tests: int
+) -> str:
     """Say what was found, corrected for all the tests that it was picked from.
 
     Where the exact test sees what the interval at the FPR asked for leaves open, since few
@@ -31,7 +92,7 @@ def evidence_line(auc: AucFinding, best: PointFinding | None, *, tests: int) -> 
     """
     corrected = f"(corrected for {tests} tests)"
     if best is not None:
-        return f"evidence: {_found(best)} {corrected}{_thin(best)}"
+        return f"evidence: {_found(best)} {corrected}{_thin(best, counted)}"
     area = _area(auc.corrected)
     if auc.corrected.low <= 0.5:
         area = f"{auc.area.value:.3f}, and chance gives less than {auc.least_evident:.3f}"
@@ -48,40 +109,62 @@ def _found(point: PointFinding) -> str:
     return f"at FPR {fpr} finds {percent(point.tpr.value)} of members, and chance less than {limit}"
 
 
-def _thin(point: PointFinding) -> str:
-    return "" if point.non_members_above > 1 else f"; that FPR rests on {_non_members(point)}"
+def _thin(point: PointFinding, counted: Counted) -> str:
+    if point.non_members_above > 1:
+        return ""
+    return f"; that FPR rests on {_non_members(point, counted)}"
 
 
-def thin_notes(points: Sequence[PointFinding]) -> tuple[str, ...]:
+def thin_notes(points: Sequence[PointFinding], counted: Counted) -> tuple[str, ...]:
     """Say which FPRs rest on one non-member or none."""
     return tuple(
-        f"FPR {percent(point.asked_fpr)} rests on {_non_members(point)}"
+        f"FPR {percent(point.asked_fpr)} rests on {_non_members(point, counted)}"
         for point in points
         if point.non_members_above <= 1
     )
 
 
-def _non_members(point: PointFinding) -> str:
+def _non_members(point: PointFinding, counted: Counted) -> str:
+    if counted.standard_error:
+        return "about 1 non-member at most"
     return "1 non-member" if point.non_members_above else "no non-member"
 
 
-def power_line(
-    auc: AucFinding, points: Sequence[PointFinding], *, members: int, others: int
-) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """How many records were scored.
+
+    Attributes:
+        members, others: on either side.
+        standard_error: of either number, from the noise on the counts; 0: they are exact.
+    """
+
+    members: int
+    others: int
+    standard_error: float = 0.0
+
+    def __str__(self) -> str:
+        sides = f"{self.members} members and {self.others} non-members"
+        if not self.standard_error:
+            return sides
+        return f"about {sides} (standard error {self.standard_error:.2g} each, from noise)"
+
+
+def power_line(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> str:
     """Say that nothing was found, and what would have been."""
-    return f"no evidence at this power ({power(auc, points, members=members, others=others)})"
+    return f"{Outcome.NO_EVIDENCE.value} ({power(auc, points, counted)})"
 
 
-def power(auc: AucFinding, points: Sequence[PointFinding], *, members: int, others: int) -> str:
+def power(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> str:
     """Say how many records there were, and the least that would have been called evidence."""
-    said = [f"n = {members} members and {others} non-members"]
-    said.append(f"smallest resolvable FPR {percent(1.0 / others)}")
+    said = [f"n = {counted}"]
+    said.append(f"smallest resolvable FPR {percent(1.0 / max(1, counted.others))}")
     visible = [point for point in points if point.least_evident_tpr is not None]
     if visible:
         point = min(visible, key=lambda point: point.asked_fpr)
         said.append(
             f"at FPR {percent(point.asked_fpr)} a TPR of {percent(point.least_evident_tpr or 0.0)} "
-            f"or more would have been seen{_thin(point)}"
+            f"or more would have been seen{_thin(point, counted)}"
         )
     else:
         said.append("no TPR at an FPR asked for could have been seen")
@@ -90,23 +173,76 @@ def power(auc: AucFinding, points: Sequence[PointFinding], *, members: int, othe
     return "; ".join(said)
 
 
-def overall_line(probes: Sequence[ProbeFinding], strongest: ProbeFinding | None) -> str:
-    """Say what the audit comes to: its strongest finding, or its power where there is none."""
+def overall_line(
+    probes: Sequence[ProbeFinding],
+    strongest: ProbeFinding | None,
+    *,
+    standard_error: float = 0.0,
+) -> str:
+    """Say what a conclusive audit comes to: its strongest finding, or its power without any.
+
+    Args:
+        probes: at least one.
+        strongest: of them, with evidence; None where none has any.
+        standard_error: of the numbers of records.
+    """
     if strongest is not None:
         return f"{strongest.probe}: {strongest.line}"
-    if not probes:
-        return "inconclusive: no probe was run to its end"
     widest = max(
         probes, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value)
     )
-    said = power(widest.auc, widest.points, members=widest.members, others=widest.non_members)
+    counted = Counted(
+        members=widest.members, others=widest.non_members, standard_error=standard_error
+    )
+    said = power(widest.auc, widest.points, counted)
     count = "1 probe" if len(probes) == 1 else f"any of {len(probes)} probes"
     return f"no evidence by {count} at this power ({said})"
 
 
-def inconclusive_line(reasons: Sequence[str], line: str) -> str:
-    """Say why nothing follows, and what was seen nevertheless."""
-    return f"{Outcome.INCONCLUSIVE.value}: {'; '.join(reasons)}. Seen: {line}"
+def probe_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return what each probe of a report says; where several say the same, once for all of them.
+
+    A power that the report's own line has said already is not said again.
+    """
+    by_line: dict[str, list[str]] = {}
+    for probe in report["probes"]:
+        by_line.setdefault(probe["line"], []).append(probe["probe"])
+    nothing = Outcome.NO_EVIDENCE.value
+    lines = []
+    for line, probes in by_line.items():
+        known = line.startswith(nothing) and line.removeprefix(nothing) in report["line"]
+        said = f"{nothing}, as said above" if known else line
+        lines.append(f"{', '.join(probes)}: {said}")
+    return lines
+
+
+def selection_line(audited: Mapping[str, Any]) -> str:
+    """Say why fewer records are audited than were handed in; empty where all are."""
+    given = audited["given_members"], audited["given_non_members"]
+    used = audited["members"], audited["non_members"]
+    if given == used:
+        return ""
+    return (
+        f"Of {given[0]} members and {given[1]} non-members handed in, {used[0]} and {used[1]} are "
+        "audited, by lot, as many of each: a reference model learns half of these and all other "
+        "members, and so is trained on as many records as the target."
+    )
+
+
+def inconclusive_line(doubts: Sequence[Doubt], standing: Sequence[ProbeFinding]) -> str:
+    """Say that nothing follows from the whole, why, what would change it, and what stands.
+
+    Args:
+        doubts: at least one.
+        standing: probes of which the evidence does not rest on what is in doubt.
+    """
+    why = "; ".join(doubt.why for doubt in doubts)
+    remedies = "; ".join(dict.fromkeys(doubt.remedy for doubt in doubts))
+    line = f"{Outcome.INCONCLUSIVE.value.upper()}: {why}. What would change it: {remedies}."
+    if not standing:
+        return line
+    names = ", ".join(finding.probe for finding in standing)
+    return f"{line} Evidence that stands by itself, below: {names}."
 
 
 def _interval(estimate: Estimate) -> str:

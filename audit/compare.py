@@ -2,9 +2,10 @@
 
 Trusts: that both reports are of the same question. Promises: what differs beside the target
 (records, plan, number of references) is said first; a difference is called clear only where both
-are of the same records, as far as owners, hashes and counts tell; what stands in one report only is
-listed, not guessed. The interval of a difference treats both audits as independent; of the same
-records they are not, and the interval is then wider than it need be.
+are of the same records, as far as owners, hashes and counts tell, and neither calls the probe
+inconclusive; what stands in one report only is listed, not guessed. The interval of a difference
+treats both audits as independent; of the same records they are not, and the interval is then wider
+than it need be.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tacit.attacks.findings import Outcome
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from tacit.audit.report import Report
 
-
+_INCONCLUSIVE = Outcome.INCONCLUSIVE.value
 _COUNT_DEVIATIONS = 3.0  # by which noise on two sums may set equal counts apart
 
 
@@ -30,6 +33,7 @@ class Standing(enum.Enum):
     CLEAR = "clear"
     OTHER_RECORDS = "apart, but on other records"
     PERHAPS_OTHER_RECORDS = "apart, but perhaps on other records"
+    INCONCLUSIVE = "apart, but inconclusive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,9 @@ class Difference:
         first, second: value, low and high in each.
         change: second minus first, with its 95 % interval (Newcombe 1998, method 10: from the two
             intervals).
-        standing: whether that interval leaves out zero, and both are of the same records.
-        is_clear: whether it is and they are: that the target makes the difference.
+        standing: whether that interval leaves out zero, both are of the same records, and the
+            probe is inconclusive in neither.
+        is_clear: whether all of that holds: that the target makes the difference.
     """
 
     probe: str
@@ -86,6 +91,8 @@ def compare_reports(first: Report, second: Report) -> ReportComparison:
         for fpr in sorted(points[0].keys() & points[1].keys(), reverse=True):
             figures[f"TPR at FPR {100.0 * fpr:.3g} %"] = (points[0][fpr], points[1][fpr])
         standing = Standing.OTHER_RECORDS if name in counts else apart
+        if any(each["outcome"] == _INCONCLUSIVE for each in pair):
+            standing = Standing.INCONCLUSIVE
         differences += [
             _difference(name, metric, *both, if_apart=standing) for metric, both in figures.items()
         ]
@@ -203,7 +210,8 @@ def _owners(report: Report) -> str:
 
 def _other_counts(first: Report, second: Report) -> Iterator[tuple[str, str]]:
     """Yield the probes that did not score as many records in both, noise aside, and how many."""
-    noise = _COUNT_DEVIATIONS * math.hypot(_count_deviation(first), _count_deviation(second))
+    errors = [each["audited"].get("standard_error", 0.0) for each in (first, second)]
+    noise = _COUNT_DEVIATIONS * math.hypot(*errors)
     sizes = [
         {each["probe"]: (each["members"], each["non_members"]) for each in report["probes"]}
         for report in (first, second)
@@ -213,10 +221,3 @@ def _other_counts(first: Report, second: Report) -> Iterator[tuple[str, str]]:
         if max(abs(members - there[0]), abs(others - there[1])) > noise:
             said = f"{members} members and {others} non-members were scored in the first, "
             yield name, said + f"{there[0]} and {there[1]} in the second"
-
-
-def _count_deviation(report: Report) -> float:
-    """Return the standard deviation of the noise on a side's count: a sum over owners and bins."""
-    told = report.get("federation") or {"noise_per_owner": 0.0, "sent": []}
-    bins = sum(each["lists"][0]["length"] // 2 for each in told["sent"] if each["lists"])
-    return float(told["noise_per_owner"]) * math.sqrt(bins)

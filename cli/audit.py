@@ -2,8 +2,9 @@
 
 `tacit audit run` works on files at hand: whoever runs it must be allowed to see the records. With a
 RUN of the server it asks the nodes of its owners instead, and sees no record.
-Exit codes: 0 for an audit that was made, whatever it found; 2 and 3 for what cannot be audited;
-130 after Ctrl-C, with the report of what was finished.
+Exit codes: 0 for an audit that came to its end, whatever it found, since a verdict on a release is
+not made here; 2 and 3 for what cannot be audited; 130 after Ctrl-C, with the report of what was
+finished.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tacit.cli.audit_federation import (
     audit_run,
     is_run,
     report_of_run,
+    show_kept,
 )
 from tacit.cli.audit_view import show_comparison, show_probes, show_report
 from tacit.cli.canary_view import show_canaries
@@ -170,6 +172,11 @@ def run(
 
     With RUN, each owner who took part and agrees runs the probes at their own node; histograms of
     scores are merged, with noise, and each owner's own report stays with the owner.
+
+    Exit code 0 means that the audit came to its end, whatever it found: whether a model may be
+    released is the release gate's matter. Scripts read --json: `outcome` is "evidence", "no
+    evidence at this power" or "inconclusive", and `is_conclusive` false where `reasons` says why.
+    After Ctrl-C it is 130, and a report on files holds what was finished.
     """
     if plan not in PLANS:
         raise UsageError("E-AUDIT-PLAN", f"expected a plan, {', '.join(PLANS)}, got {plan!r}")
@@ -268,16 +275,27 @@ def show(
     ],
     profile: ProfileName = None,
     home: Home = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With RUN: folder of the report (default: audits/AUDIT)."),
+    ] = None,
     *,
     json: Json = False,
 ) -> None:
     """Show a report: the strongest finding, its power, what was skipped, then every probe.
 
     Of a RUN, that of its latest finished audit, with what left each owner for it, and what canaries
-    said of its claim.
+    said of its claim. It is kept with its curves in the folder --out, as `tacit audit run` without
+    --detach does.
     """
     if is_run(report):
-        value = report_of_run(report, Where(profile=profile, home=home))
+        where = Where(profile=profile, home=home, out=out)
+        value = report_of_run(report, where)
+        if value["schema"] != CANARY_SCHEMA:
+            show_kept(value, where, json=json)
+            return
+    elif out is not None:
+        raise UsageError("E-OPTIONS", f"expected --out with a RUN, got the report {report} itself")
     else:
         value = read_report(Path(report))
     if json:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tacit.audit.claims import claims_in
-from tacit.audit.plot import PLOT_NAME, save_roc
 from tacit.audit.report import parse_report, write_report
-from tacit.cli.audit_view import show_report
+from tacit.cli.audit_view import plot_report, show_report
 from tacit.cli.canary_files import canaries_of
 from tacit.cli.output import EXIT_INTERRUPTED, emit
 from tacit.cli.run import connected, watch_run
@@ -95,20 +94,14 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
         audit_id = _submitted(client, terms)
         typer.echo(f"Asked in {audit_id}; owners who have to agree first see it there.", err=True)
         if detach:
+            typer.echo(
+                f"Its report and curves, once it is over: tacit audit show {audit_id}", err=True
+            )
             emit({"run_id": audit_id} if json else audit_id, json=json)
             return
         wait_for(client, audit_id, what="audit")
         report = _fetched(client, audit_id)
-    folder = where.out or Path("audits") / audit_id
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    make_private_folder(folder)
-    write_report(folder, report)
-    _plot(folder, report)
-    if json:
-        emit(report, json=True)
-        return
-    show_report(report)
-    typer.echo(f"Report: {folder.resolve()}")
+    show_kept(report, where, json=json)
 
 
 def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
@@ -127,6 +120,29 @@ def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
             err=True,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def show_kept(report: dict[str, Any], where: Where, *, json: bool) -> None:
+    """Write the files of a merged report, its curves too, and show it: however it was fetched.
+
+    Raises:
+        UnavailableError: the folder that was asked for cannot be written.
+    """
+    folder = where.out or Path("audits") / report["federation"]["audit_run"]
+    kept = f"Report: {folder.resolve()}"
+    try:
+        make_private_folder(folder)
+        write_report(folder, report)
+        plot_report(folder, report)
+    except UnavailableError as error:
+        if where.out is not None:
+            raise
+        kept = f"Not kept: {error.message}; name another folder: --out"
+    if json:
+        emit(report, json=True)
+        return
+    show_report(report)
+    typer.echo(kept)
 
 
 def report_of_run(run: str, where: Where) -> dict[str, Any]:
@@ -163,6 +179,7 @@ def _submitted(client: ControlClient, terms: FederatedTerms) -> str:
     found = client.find_run(terms.run)
     shown = client.show(found.run_id)
     run = from_plain(json_module.loads(shown.specification), RunSpec)
+    _verify_trained(found.run_id, run)
     with tempfile.TemporaryDirectory() as folder:
         model = _pulled(client, found.run_id, _MODEL, Path(folder))
         audit = AuditSpec(
@@ -185,6 +202,25 @@ def _submitted(client: ControlClient, terms: FederatedTerms) -> str:
             raise UsageError("E-AUDIT-TERMS", "; ".join(f"{key}: {text}" for key, text in problems))
         canonical = canonical_json(spec)
         return client.submit(Submission(canonical=canonical, source_toml=b"", initial=model))
+
+
+def _verify_trained(run_id: str, run: RunSpec) -> None:
+    """Refuse to audit an audit, or a twin, whose model is discarded.
+
+    Raises:
+        UsageError: as said (``E-AUDIT-RUN``).
+    """
+    if run.audit is not None:
+        of, what, hint = run.audit.run, "an audit", f"Its report: tacit audit show {run_id}. "
+    elif run.canaries is not None and run.canaries.run:
+        of, what, hint = run.canaries.run, "a twin with canaries", ""
+    else:
+        return
+    raise UsageError(
+        "E-AUDIT-RUN",
+        f"expected a run that trained a model, got {run_id}, which is {what} of {of}",
+        hint=f"{hint}To audit the model: tacit audit run {of}",
+    )
 
 
 def _delta(terms: FederatedTerms, run: RunSpec) -> float | None:
@@ -234,13 +270,3 @@ def _pulled(client: ControlClient, run_id: str, name: str, folder: Path) -> Path
         f"expected {name} of {run_id}, which has left none",
         hint=f"`tacit run show {run_id}` tells where it stands.",
     )
-
-
-def _plot(folder: Path, report: dict[str, Any]) -> None:
-    """Draw the curves; without matplotlib, which is an extra, say so and go on."""
-    if not report["probes"]:
-        return
-    try:
-        save_roc(folder / PLOT_NAME, report)
-    except UnavailableError as error:
-        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
+
+from tacit.cli.bar import TerminalBar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
-    from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
 
     from tacit.attacks.runner import Progress
 
@@ -36,26 +37,19 @@ class AuditProgress:
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet, self._clock = quiet, clock
-        self._bar: Bar | None = None
-        self._task: Any = None
+        self._bar = TerminalBar(
+            self._stream, _columns, task="reading the files", total=1.0, quiet=quiet
+        )
         self._stage, self._said_at = "", 0.0
         self._began = 0.0
 
     def __enter__(self) -> Self:
         self._began = self._clock()
-        if self._stream.isatty() and not self._quiet:
-            self._bar, self._task = _make_bar(self._stream)
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
 
     def show(self, progress: Progress) -> None:
         """Show how far it is."""
@@ -63,8 +57,8 @@ class AuditProgress:
             return
         left = self.left_s(progress.share)
         text = progress.stage if left is None else f"{progress.stage}, {_time(left)} left"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=progress.share, description=text)
+        if self._bar:
+            self._bar.update(task=text, done=progress.share)
             return
         now = self._clock()
         if progress.stage != self._stage or now - self._said_at >= _EVERY_S:
@@ -83,14 +77,11 @@ def _time(seconds: float) -> str:
     return f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {seconds:.0f} s"
 
 
-def _make_bar(stream: TextIO) -> tuple[Bar, Any]:
-    from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415
+def _columns() -> list[ProgressColumn]:
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn  # noqa: PLC0415 - 50 ms
 
-    bar = Progress(
+    return [
         BarColumn(bar_width=28),
         TaskProgressColumn(),
         TextColumn("{task.description}", markup=False),
-        console=Console(file=stream),
-    )
-    return bar, bar.add_task("reading the files", total=1.0)
+    ]

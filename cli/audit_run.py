@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-import typer
 
 from tacit.attacks.files import load_model, load_predictions, load_records
 from tacit.attacks.reference_cache import ReferenceCache
 from tacit.attacks.runner import run_audit, verify_probes
 from tacit.attacks.subject import Subject, subject_of_model, without_overlap
 from tacit.audit.claims import claims_in, parse_claim
-from tacit.audit.plot import PLOT_NAME, save_roc
 from tacit.audit.report import Provenance, report_of, write_report
 from tacit.cli.audit_progress import AuditProgress
+from tacit.cli.audit_view import plot_report
 from tacit.core.artifacts import RunFolder, sha256_file
 from tacit.core.configuration import load_config
 from tacit.core.errors import UnavailableError, UsageError
@@ -111,18 +110,8 @@ def audit_files(request: Request, *, quiet: bool) -> tuple[dict[str, Any], Path]
         make_private_folder(folder)
         new_folder.keep()
         write_report(folder, report)
-    _plot(folder, report)
+    plot_report(folder, report)
     return report, folder.resolve()
-
-
-def _plot(folder: Path, report: dict[str, Any]) -> None:
-    """Draw the curves; without matplotlib, which is an extra, say so and go on."""
-    if not report["probes"]:
-        return
-    try:
-        save_roc(folder / PLOT_NAME, report)
-    except UnavailableError as error:
-        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)
 
 
 def _subject(request: Request) -> tuple[Subject, Provenance]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from tacit.attacks.findings import Outcome
+from tacit.attacks.wording import Counted, selection_line
 from tacit.audit.claims import said
+from tacit.audit.plot import PLOT_NAME, save_roc
 from tacit.cli.canary_view import show_canaries
 from tacit.cli.output import visible
+from tacit.core.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.table import Table
 
@@ -25,14 +34,21 @@ def show_report(report: Json) -> None:
     """Print a report."""
     console = _console()
     audited, plan = report["audited"], report["plan"]
+    console.print(visible(report["line"]), style="bold")
+    for line in _standing(report):
+        console.print(line)
+    counted = Counted(
+        members=audited["members"],
+        others=audited["non_members"],
+        standard_error=audited.get("standard_error", 0.0),
+    )
     console.print(
-        f"Membership audit, plan {plan['name']}, seed {report['seed']}: "
-        f"{audited['members']} members and {audited['non_members']} non-members, "
+        f"Membership audit, plan {plan['name']}, seed {report['seed']}: {counted}, "
         f"{audited['classes']} classes{_accuracies(audited)}"
     )
-    console.print(visible(report["line"]), style="bold")
-    for reason in report["reasons"]:
-        console.print(f"not conclusive: {visible(reason)}", style="bold")
+    selection = selection_line(audited)
+    if selection:
+        console.print(selection)
     correction = report["correction"]
     console.print(
         f"Evidence: where nothing leaks, anything is called so with a chance of at most "
@@ -55,6 +71,25 @@ def show_report(report: Json) -> None:
         show_canaries(report["canaries"])
 
 
+def plot_report(folder: Path, report: Json) -> None:
+    """Draw the curves of a report; without matplotlib, an extra, say so and go on."""
+    if not report["probes"]:
+        return
+    try:
+        save_roc(folder / PLOT_NAME, report)
+    except UnavailableError as error:
+        typer.echo(f"No plot: {error.message}; {error.hint}", err=True)
+
+
+def _standing(report: Json) -> Iterator[str]:
+    """Yield what was found all the same in a report that is inconclusive as a whole."""
+    if report["is_conclusive"]:
+        return
+    for probe in report["probes"]:
+        if probe["outcome"] == Outcome.EVIDENCE.value:
+            yield f"  stands by itself: {visible(probe['probe'])}: {visible(probe['line'])}"
+
+
 def _accuracies(audited: Json) -> str:
     found = [audited["member_accuracy"], audited["non_member_accuracy"]]
     if None in found:
@@ -64,11 +99,16 @@ def _accuracies(audited: Json) -> str:
 
 def _show_federation(console: Console, federation: Json) -> None:
     """Print what each owner sent, and who did not."""
-    noise = federation["noise_per_owner"]
-    counts = f"each count with noise of standard deviation {noise:.3g}" if noise else "exact counts"
+    noise, owners = federation["noise_per_owner"], len(federation["sent"])
+    counts = "exact counts"
+    if noise:
+        counts = (
+            f"noise of standard deviation {noise:.3g} on each owner's count, and so of "
+            f"{noise * math.sqrt(owners):.3g} on their sum: sqrt({owners}) times as much"
+        )
     console.print(
-        f"Merged in {federation['audit_run']} from {len(federation['sent'])} owners of "
-        f"{federation['run']}, each asked at their own node; {counts}."
+        f"Merged in {federation['audit_run']} from {owners} owners of {federation['run']}, each "
+        f"asked at their own node; {counts}."
     )
     console.print("What left each owner:")
     table = _table("owner", "lists", "bytes", "epsilon", "delta", "per", "ledger entry")
@@ -140,7 +180,7 @@ def _probe_table(report: Json) -> Table:
             visible(probe["probe"]),
             visible(outcome),
             _interval(area["value"], area["low"], area["high"])
-            + ("*" if probe["auc"]["is_evidence"] else ""),
+            + ("*" if probe["auc"]["is_evidence"] and _counts(probe) else ""),
             *cells,
             style=style,
         )
@@ -155,9 +195,14 @@ def _tpr(probe: Json, fpr: float, threshold: str) -> str:
     point = _point(probe, fpr, threshold)
     if point is None or not point["is_resolvable"]:
         return "-"
-    mark = "*" if point["is_evidence"] else ""
+    mark = "*" if point["is_evidence"] and _counts(probe) else ""
     low, high = 100.0 * point["tpr"]["low"], 100.0 * point["tpr"]["high"]
     return f"{_percent(point['tpr']['value'])} [{low:.2g}, {high:.2g}]{mark}"
+
+
+def _counts(probe: Json) -> bool:
+    """Return whether what a probe shows can be called evidence at all."""
+    return bool(probe["outcome"] != Outcome.INCONCLUSIVE.value)
 
 
 def _realised(probe: Json, fpr: float) -> str:
@@ -194,7 +239,7 @@ def _checks(report: Json) -> Iterator[str]:
         )
     references = report["references"]
     if references is not None:
-        said = "" if references["agrees"] else ": NOT like the target"
+        said = "" if references["agrees"] else ", NOT like the target (no threshold is theirs)"
         own, others = references["train_accuracy"], references["test_accuracy"]
         target = references["target_train_accuracy"], references["target_test_accuracy"]
         yield (

@@ -29,10 +29,10 @@ def backup(
 ) -> None:
     """Write all that this node needs to live on into one file, also while it runs.
 
-    In it: private keys, certificate, client.toml, ledger, decision log, approvals, the key for row
-    hashes, splits, apps' state. Not in it: your records, noise keys, and replies that wait for the
-    server; a reply that was charged and not delivered stays charged. Make one after each run: a
-    copy from before a release cannot be used once that release has left.
+    In it: private keys, certificate, client.toml, pinned members, ledger, decision log, approvals,
+    the key for row hashes, splits, apps' state. Not in it: your records, noise keys, and replies
+    that wait for the server; a reply that was charged and not delivered stays charged. Make one
+    after each run: a copy from before a release cannot be used once that release has left.
     """
     state = open_state(home if home is not None else default_home("client"), create=False)
     manifest = make_backup(state, file, at_s=time.time())

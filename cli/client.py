@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import click
 import typer
 
+from tacit.cli import members
 from tacit.cli.backup import backup, restore
 from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
@@ -46,6 +47,7 @@ from tacit.client.status import (
 from tacit.client.store import STORE_NAME, RunRecord, open_store
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
+from tacit.core.fingerprint import fingerprint_of
 from tacit.core.identity import Role, parse_token
 from tacit.core.logs import Form, configure_logging
 from tacit.core.membership import Membership
@@ -55,6 +57,7 @@ from tacit.protos.enrolment_client import enrol
 app = typer.Typer(add_completion=False)
 app.command()(backup)
 app.command()(restore)
+app.add_typer(members.app, name="members", help=members.HELP)
 
 Home = Annotated[
     Path | None,
@@ -100,6 +103,7 @@ def join(
     value = {
         "name": identity.name,
         "node_id": identity.node_id,
+        "fingerprint": _fingerprint(membership),
         "home": state.path,
         "config": config,
         "addresses": membership.addresses,
@@ -188,7 +192,8 @@ def status(
         asked = _asked(state, _found(state, run_id))
         emit(asked if json else _said(asked), json=json)
         return
-    value = _status(state)
+    membership = Membership(state.path / IDENTITY_FOLDER)
+    value = _status(state) | {"fingerprint": _fingerprint(membership)}
     if json:
         emit(value, json=True)
     else:
@@ -293,6 +298,11 @@ def leave(home: Home = None, *, json: Json = False) -> None:
         (state.path / IDENTITY_FOLDER).rmdir()
     value = {"left": name, "server": address, "home": state.path}
     emit(value if json else _said(value), json=json)
+
+
+def _fingerprint(membership: Membership) -> str:
+    """Return the six words that this node's owner tells the others."""
+    return fingerprint_of(membership.keys.enrolment_public_key)
 
 
 def _home(home: Path | None) -> Path:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from tacit.cli.ledger_plot import plot_ledger
 from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.daemon import IDENTITY_FOLDER
+from tacit.client.ledger_terms import on_declared_terms, read_declared
 from tacit.client.ledger_view import find_problem, noted_heads, open_to_read
 from tacit.core.errors import TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
@@ -60,13 +61,19 @@ def show(
 
     `reserve` is a charge, made before anything left. `abort` closes one of which the server gave no
     receipt, with the reason: charged, and not used as far as this node knows. `restore` says that
-    the state directory came back from a copy that held all that the server knew. A ledger that does
-    not hold is shown as far as it can be read, and ends in exit code 5.
+    the state directory came back from a copy that held all that the server knew. The budget is that
+    of client.toml now; where it is in force from the next charge only, a line says so. A ledger
+    that does not hold is shown as far as it can be read, and ends in exit code 5.
     """
+    declared = read_declared(_folder(home))
     with _opened(home) as ledger:
         problem = find_problem(ledger, noted_heads(_folder(home)))
         known = ledger.data_sets()
-        accounts = [a for a in ledger.accounts() if data_set in (None, a.terms.data_set)]
+        accounts = [
+            _Shown(*on_declared_terms(account, declared))
+            for account in ledger.accounts()
+            if data_set in (None, account.terms.data_set)
+        ]
         entries = [e for e in ledger.entries() if data_set in (None, _data_set(e))]
     if data_set is not None and not accounts and problem is None:
         raise UsageError(
@@ -77,7 +84,7 @@ def show(
         )
     if json:
         value = {
-            "accounts": [_account_json(account) for account in accounts],
+            "accounts": [_account_json(each.account) | {"note": each.note} for each in accounts],
             "entries": [_entry_json(entry) for entry in entries],
             "problem": None if problem is None else problem.message,
             "code": None if problem is None else problem.code,
@@ -89,14 +96,23 @@ def show(
         raise typer.Exit(problem.exit_code)
 
 
-def _show(accounts: list[Account], entries: list[Entry], problem: TrustError | None) -> None:
+class _Shown(NamedTuple):
+    """An account on the terms that client.toml has now, and what to say of these."""
+
+    account: Account
+    note: str
+
+
+def _show(accounts: list[_Shown], entries: list[Entry], problem: TrustError | None) -> None:
     if problem is not None:
         typer.echo(
             f"WRONG: {visible(problem.message)} [{problem.code}]\n{problem.hint}\n"
             "What follows is what can be read here; more may have been spent.\n"
         )
-    typer.echo(table_text(_accounts_table(accounts)))
-    for account in accounts:
+    typer.echo(table_text(_accounts_table([each.account for each in accounts])))
+    for account, note in accounts:
+        if note:
+            typer.echo(f"  {visible(account.terms.data_set)}: {visible(note)}")
         if account.exposed:
             typer.echo(
                 f"  {visible(account.terms.data_set)}: left without noise in "

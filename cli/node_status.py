@@ -21,6 +21,7 @@ def show_status(value: dict[str, Any]) -> None:
     if connection["address"]:
         line += f", {connection['address']}"
     typer.echo(line)
+    typer.echo(f"  fingerprint: {value['fingerprint']}")
     if connection["problem"]:
         typer.echo(f"  {connection['problem']}")
     if connection.get("hint"):
@@ -81,6 +82,9 @@ def _show_ledger(ledger: dict[str, Any]) -> None:
     if ledger["restored"]:
         typer.echo(f"  {ledger['restored']}")
     typer.echo(table_text(_data_sets_table(ledger["data_sets"])))
+    for each in ledger["data_sets"]:
+        if each["note"]:
+            typer.echo(f"  {visible(each['data_set'])}: {visible(each['note'])}")
 
 
 def _data_sets_table(data_sets: list[dict[str, Any]]) -> Table:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from tacit.cli.bar import TerminalBar
 from tacit.cli.output import visible
 from tacit.core.events import Event, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
-    from rich.progress import Progress
+    from rich.progress import ProgressColumn
 
 _NAMED_OWNERS = 12  # of more, the first round's answers are not named one by one
 INTERVAL = "-interval"  # what follows a metric's name where its noise is known
@@ -32,32 +32,23 @@ class RoundProgress:
         self._rounds = rounds
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar = TerminalBar(self._stream, _columns, task="rounds", total=rounds, quiet=quiet)
         self._shown = 0
         self._asked = self._answered = 0
 
     def __enter__(self) -> Self:
-        if self._stream.isatty() and not self._quiet:
-            self._bar, self._task = _make_bar(self._rounds, self._stream)
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
 
     def say(self, text: str) -> None:
         """Show a line of the caller's own."""
         if self._quiet:
             return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+        if self._bar:
+            self._bar.say(text)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -67,9 +58,8 @@ class RoundProgress:
             return
         line = line_of(event, self._rounds)
         self._count_answers(event)
-        if self._bar is not None and event.kind in _STATES:
-            state = _STATES[event.kind](event.fields)
-            self._bar.update(self._task, description=state, refresh=True)
+        if self._bar and event.kind in _STATES:
+            self._bar.update(task=_STATES[event.kind](event.fields), at_once=True)
             if event.kind is EventKind.RUN_WAITING:
                 return  # the owners' words stand above the bar already
         if event.kind is EventKind.ROUND_FINISHED:
@@ -77,8 +67,8 @@ class RoundProgress:
             if number <= self._shown:
                 return  # told again after a restart
             self._shown = number
-            if self._bar is not None:
-                self._bar.update(self._task, completed=number)
+            if self._bar:
+                self._bar.update(done=number)
                 return
         if line:
             self.say(line)
@@ -92,8 +82,8 @@ class RoundProgress:
         self._answered += 1
         number = int(event.fields.get("round") or 0)
         count = f"{self._answered} of {self._asked}"
-        if self._bar is not None:
-            self._bar.update(self._task, description=f"round {number}: {count} answered")
+        if self._bar:
+            self._bar.update(task=f"round {number}: {count} answered")
         elif number == 1 and self._asked <= _NAMED_OWNERS:
             self.say(visible(f"round 1: {event.fields.get('member')} has answered ({count})"))
 
@@ -174,21 +164,17 @@ def metric_texts(metrics: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _make_bar(rounds: int, stream: TextIO) -> tuple[Progress, Any]:
-    from rich.console import Console  # noqa: PLC0415 - 50 ms, only where somebody looks
-    from rich.progress import (  # noqa: PLC0415
+def _columns() -> list[ProgressColumn]:
+    from rich.progress import (  # noqa: PLC0415 - 50 ms, only where somebody looks
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
     )
 
-    bar = Progress(
+    return [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(file=stream),
-    )
-    return bar, bar.add_task("rounds", total=rounds)
+    ]

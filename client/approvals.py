@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.canaries import verify_canaries
+from tacit.client.cohort import verify_members
 from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
@@ -330,6 +331,11 @@ def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
         )
 
 
+def _aggregation_is_secure(offer: Offer, config: ClientConfig) -> None:
+    if offer.specification.audit is None:  # no run of this version sums securely
+        verify_members(None, (), config.policy.secure_aggregation)
+
+
 def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
     app, model = offer.specification.app, offer.specification.model
     if app is not None and app.client not in config.policy.apps:
@@ -425,6 +431,7 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _delta_is_small,
     _metrics_are_protected,
     _cohort_is_large,
+    _aggregation_is_secure,
     _app_is_allowed,
     _worker_is_confined,
     _code_is_readable,

@@ -45,6 +45,7 @@ from tacit.client.store import STORE_NAME
 from tacit.core.configuration import from_plain
 from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
 from tacit.core.files import make_private_folder, replacing, sync_path, write_error
+from tacit.core.members import MEMBERS_FILE
 from tacit.core.membership import Membership
 from tacit.core.plain import plain
 from tacit.privacy.ledger import LEDGER_NAME
@@ -65,7 +66,8 @@ _DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib
 _MAX_TIME_S = 1e11  # some 3000 years from now
 _TRIES = 5  # an app's state may be replaced while it is copied
 _KNOWN = re.compile(
-    rf"{CONFIG_NAME}|{STORE_NAME}|{LEDGER_NAME}|{SPLIT_KEY_NAME}|{IDENTITY_FOLDER}/[\w-]+\.\w+|"
+    rf"{CONFIG_NAME}|{MEMBERS_FILE}|{STORE_NAME}|{LEDGER_NAME}|{SPLIT_KEY_NAME}|"
+    rf"{IDENTITY_FOLDER}/[\w-]+\.\w+|"
     rf"{RUNS_FOLDER}/[\w-]+/(?:{SPLIT_NAME}|{REPORT_NAME})|{STATES_FOLDER}/\w[\w.-]*",
     re.ASCII,
 )
@@ -229,7 +231,7 @@ def _entries(folder: Path) -> int:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Return the files that are copied as they are, by their names in the archive."""
-    single = [folder / CONFIG_NAME, folder / SPLIT_KEY_NAME]
+    single = [folder / CONFIG_NAME, folder / SPLIT_KEY_NAME, folder / MEMBERS_FILE]
     found = [*single, *folder.glob(f"{IDENTITY_FOLDER}/*")]
     found += [*folder.glob(f"{RUNS_FOLDER}/*/{SPLIT_NAME}")]
     found += [*folder.glob(f"{RUNS_FOLDER}/*/{REPORT_NAME}")]

@@ -29,6 +29,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from tacit.client.approvals import account_delta
+from tacit.client.ledger_terms import declared_terms
 from tacit.core.errors import BudgetError, ProtocolError, RefusedError, TacitError, TrustError
 from tacit.core.plain import plain
 from tacit.core.specification import PrivacyMode, PrivacyUnit, Relation, RunSpec
@@ -263,13 +264,7 @@ class Charges:
                 f"expected delta {delta:g}, that of {name} for life, got {asked:g}",
                 hint="Epsilons at different deltas have no sum: let the run name this delta.",
             )
-        return Terms(
-            data_set=name,
-            delta=delta,
-            records=data_set.records,
-            unit=Unit.SUBJECT if data_set.subject else Unit.RECORD,
-            budget=data_set.budget,
-        )
+        return declared_terms(name, data_set, delta=delta)
 
     def _whole_run(self, specification: RunSpec, run_id: str, data_set: DataSet) -> list[Charge]:
         asked = _Asked(run=run_id, message=_WHOLE_RUN)

@@ -183,6 +183,33 @@ class AuditPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecureAggregationPolicy:
+    """Among whom, and how, a run may sum the updates that nobody is to see one by one.
+
+    Attributes:
+        required: whether a training run must use secure aggregation; what may leave for an audit
+            is for ``[policy.audit]`` to say.
+        require_pinned_members: whether every member of such a run must be pinned here, in
+            members.toml; otherwise the server's word on who they are is believed, and a server that
+            invents members sees the update.
+        min_members: fewest members of such a run. Among two, each sees the other's.
+        min_threshold: fewest members who must answer before a sum is opened; it can raise
+            floor(2n/3) + 1 of n members, which 0 stands for, and never lowers it.
+    """
+
+    required: bool = False
+    require_pinned_members: bool = True
+    min_members: int = 3
+    min_threshold: int = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.min_members < 2:
+            yield "min_members", f"expected at least 2: one alone is no sum, got {self.min_members}"
+        if self.min_threshold < 0:
+            yield "min_threshold", f"expected 0 or more, got {self.min_threshold}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """What the owner allows; the node enforces it on every run and every outgoing message.
 
@@ -197,6 +224,7 @@ class Policy:
         apps: apps of somebody's own that may run here, by ``package.module:attribute``.
         allowed_factories: model factories (``package.module:function``) that may run here.
         audit: what auditors may ask; by default nothing.
+        secure_aggregation: among whom, and how, updates may be summed unseen.
         allow_unisolated_apps: run the apps above even where the worker cannot be confined.
         message_timeout_s: a call of an app that takes longer is killed.
         max_update_bytes: largest reply that may leave, and largest instruction that is taken.
@@ -214,6 +242,7 @@ class Policy:
     apps: Mapping[str, AppRule] = field(default_factory=dict)
     allowed_factories: tuple[str, ...] = ()
     audit: AuditPolicy = field(default_factory=AuditPolicy)
+    secure_aggregation: SecureAggregationPolicy = field(default_factory=SecureAggregationPolicy)
     allow_unisolated_apps: bool = False
     message_timeout_s: float = 3600.0
     max_update_bytes: int = 2 * GIB
@@ -319,6 +348,12 @@ records = 1000             # a PUBLIC bound on the number of records; never deri
 modes = ["record-local"]
 max_epsilon_per_run = 3.0
 approve = "ask"            # a person: `tacit client approve RUN`; or "rule"
+
+# [policy.secure_aggregation]      # among whom updates may be summed unseen: members.toml
+# required = false                 # refuse training runs whose updates the server would see
+# require_pinned_members = true    # all of them pinned: tacit client members pin
+# min_members = 3                  # fewest members of such a run
+# min_threshold = 0                # fewest who must answer; 0: floor(2n/3) + 1 of n
 
 # [policy.audit]           # whether auditors may ask what a finished model gives away; default: no
 # allow = true

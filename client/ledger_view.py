@@ -1,6 +1,7 @@
 """What an owner sees of their ledger without the daemon: where each data set stands, what is wrong.
 
-Reads the ledger and the heads that the node has noted in its own store; changes nothing. A ledger
+Reads the ledger, the heads that the node has noted in its own store, and the terms that client.toml
+declares now (ledger_terms.py); changes nothing. A ledger
 is held against these heads wherever it is looked at, since a rewritten or restored one is sound in
 itself.
 """
@@ -13,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tacit.client.ledger_terms import on_declared_terms, read_declared
 from tacit.client.restored import WAITS, read_mark
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.errors import TacitError, TrustError
@@ -20,9 +22,10 @@ from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.ledger_entries import RESTORE_HINT, Reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from tacit.client.configuration import DataSet
     from tacit.privacy.ledger_account import Account
     from tacit.privacy.ledger_entries import Entry
     from tacit.privacy.ledger_head import Head, Signer
@@ -36,8 +39,9 @@ class DataSetStatus:
         unit: of the bound: record or subject.
         delta: one for life.
         epsilon: spent over all runs; None once something left without noise.
-        budget, left: what may be spent, and what of it is not held yet.
+        budget, left: what may be spent by client.toml as it is now, and what of it is not held yet.
         entries: of the ledger that are about this data set.
+        note: where the ledger's last entry has other terms; empty if nothing is to be said.
     """
 
     data_set: str
@@ -47,6 +51,7 @@ class DataSetStatus:
     budget: float
     left: float
     entries: int
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +88,13 @@ def read_ledger(folder: Path) -> LedgerStatus:
         with open_to_read(folder) as ledger:
             problem = find_problem(ledger, heads)
             entries, accounts = ledger.entries(), ledger.accounts()
+        declared = read_declared(folder)
     except TacitError as error:
         return LedgerStatus(problem=f"{error.message} [{error.code}]", hint=error.hint)
     return LedgerStatus(
         entries=len(entries),
         head=entries[-1].hash.hex() if entries else "",
-        data_sets=tuple(_status_of(account, entries) for account in accounts),
+        data_sets=tuple(_status_of(account, entries, declared) for account in accounts),
         restored=f"restored from {mark.copied}: {WAITS}" if mark else "",
         problem=f"{problem.message} [{problem.code}]" if problem else "",
         hint=problem.hint if problem else "",
@@ -179,7 +185,10 @@ def find_problem(ledger: Ledger, heads: Sequence[Head]) -> TrustError | None:
     return None
 
 
-def _status_of(account: Account, entries: Sequence[Entry]) -> DataSetStatus:
+def _status_of(
+    account: Account, entries: Sequence[Entry], declared: Mapping[str, DataSet] | None
+) -> DataSetStatus:
+    account, note = on_declared_terms(account, declared)
     name, epsilon = account.terms.data_set, account.true_epsilon
     return DataSetStatus(
         data_set=name,
@@ -189,6 +198,7 @@ def _status_of(account: Account, entries: Sequence[Entry]) -> DataSetStatus:
         budget=account.budget,
         left=account.left,
         entries=sum(_data_set(entry) == name for entry in entries),
+        note=note,
     )
 
 

@@ -34,6 +34,7 @@ from tacit.client.isolation import probe
 from tacit.client.ledger_view import open_to_read, read_ledger
 from tacit.client.link import probe_server
 from tacit.client.local import ask_daemon
+from tacit.client.members import load_pinned
 from tacit.client.placement import verify_readable
 from tacit.client.preparation import Preparation, PrepareJob, Report, Survey
 from tacit.core.configuration import load_config
@@ -102,6 +103,8 @@ async def check_client(
         config = None
     else:
         yield Finding(subject="configuration", grade=Grade.OK, text=CONFIG_NAME)
+    if enrolled.grade is not Grade.WRONG:
+        yield _members(state.path, membership)
     running = await asyncio.to_thread(_running, state)
     if running is not None:
         yield running
@@ -149,6 +152,16 @@ def _certificate(membership: Membership, now: Callable[[], float]) -> Finding:
     return Finding(subject="certificate", grade=Grade.OK, text=who)
 
 
+def _members(folder: Path, membership: Membership) -> Finding:
+    """Say how many members are pinned, if members.toml can be read."""
+    try:
+        others = load_pinned(folder, membership).others
+    except TacitError as error:
+        return _wrong("members", error)
+    text = f"{len(others)} pinned beside this node"
+    return Finding(subject="members", grade=Grade.OK, text=text)
+
+
 def _running(state: StateDirectory) -> Finding | None:
     """Say whether a daemon that runs goes by client.toml as it is now; None if none runs."""
     try:
@@ -170,6 +183,7 @@ def _ledger(folder: Path) -> Finding:
         f"{each.data_set}: "
         + ("no epsilon holds" if each.epsilon is None else f"epsilon {each.epsilon:.4g} spent")
         + f", budget {each.budget:g}"
+        + (f" ({each.note})" if each.note else "")
         for each in status.data_sets
     )
     text = f"{status.entries} entries" + (f"; {spent}" if spent else "")

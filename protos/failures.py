@@ -49,6 +49,14 @@ _STATUS: tuple[tuple[type[TacitError], grpc.StatusCode], ...] = (
 _ASK_OPERATOR = "Ask the operator of the server for a new token."
 _IS_IT_UP = "Check address and port; on its own machine, `tacit server status` tells if it runs."
 MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
+    "E-AUDIT-MODEL": (
+        "the weights that came with the audit, or the twin, are not the run's",
+        "`tacit audit run RUN` and `tacit audit canaries RUN` take them from the server.",
+    ),
+    "E-AUDIT-RUN": (
+        "the run that the audit names is no finished training run, or not as the audit describes",
+        "`tacit run list` shows which have finished; `tacit audit run RUN` asks about one.",
+    ),
     "E-CERTIFICATE-EXPIRED": ("this member's certificate has ended", _ASK_OPERATOR),
     "E-CLIENTS-LIMIT": (
         "the federation is full",
@@ -88,7 +96,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     ),
     "E-ROLE-REFUSED": (
         "this member's role may not do that",
-        "Operators submit, auditors read, clients take part: use another profile.",
+        (
+            "Operators submit runs, auditors submit audits (`tacit audit run`, `tacit audit "
+            "canaries`), clients take part: name the profile of a member who may (--profile)."
+        ),
     ),
     "E-RUN-ENDED": ("the run has ended", ""),
     "E-RUN-TOO-LARGE": ("the run's model is too large for the server", ""),

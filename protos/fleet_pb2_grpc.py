@@ -69,6 +69,11 @@ class FleetStub:
                 request_serializer=tacit_dot_protos_dot_fleet__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=tacit_dot_protos_dot_fleet__pb2.LeaveReply.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_stream(
+                '/tacit.v1.Fleet/Members',
+                request_serializer=tacit_dot_protos_dot_fleet__pb2.MembersRequest.SerializeToString,
+                response_deserializer=tacit_dot_protos_dot_fleet__pb2.MemberEntry.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -120,6 +125,13 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """all clients that are enrolled now
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +169,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=tacit_dot_protos_dot_fleet__pb2.LeaveRequest.FromString,
                     response_serializer=tacit_dot_protos_dot_fleet__pb2.LeaveReply.SerializeToString,
+            ),
+            'Members': grpc.unary_stream_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=tacit_dot_protos_dot_fleet__pb2.MembersRequest.FromString,
+                    response_serializer=tacit_dot_protos_dot_fleet__pb2.MemberEntry.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -348,6 +365,33 @@ class Fleet:
             '/tacit.v1.Fleet/Leave',
             tacit_dot_protos_dot_fleet__pb2.LeaveRequest.SerializeToString,
             tacit_dot_protos_dot_fleet__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tacit.v1.Fleet/Members',
+            tacit_dot_protos_dot_fleet__pb2.MembersRequest.SerializeToString,
+            tacit_dot_protos_dot_fleet__pb2.MemberEntry.FromString,
             options,
             channel_credentials,
             insecure,

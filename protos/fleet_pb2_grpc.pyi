@@ -44,6 +44,8 @@ class FleetStub:
     """first frame the head, then chunks"""
     SubmitStatus: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.SubmitStatusRequest, _fleet_pb2.SubmitStatusReply]
     Leave: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.LeaveRequest, _fleet_pb2.LeaveReply]
+    Members: _grpc.UnaryStreamMultiCallable[_fleet_pb2.MembersRequest, _fleet_pb2.MemberEntry]
+    """all clients that are enrolled now"""
 
 @_typing.type_check_only
 class FleetAsyncStub(FleetStub):
@@ -59,6 +61,8 @@ class FleetAsyncStub(FleetStub):
     """first frame the head, then chunks"""
     SubmitStatus: _aio.UnaryUnaryMultiCallable[_fleet_pb2.SubmitStatusRequest, _fleet_pb2.SubmitStatusReply]  # type: ignore[assignment]
     Leave: _aio.UnaryUnaryMultiCallable[_fleet_pb2.LeaveRequest, _fleet_pb2.LeaveReply]  # type: ignore[assignment]
+    Members: _aio.UnaryStreamMultiCallable[_fleet_pb2.MembersRequest, _fleet_pb2.MemberEntry]  # type: ignore[assignment]
+    """all clients that are enrolled now"""
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -113,5 +117,13 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.LeaveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.LeaveReply, _abc.Awaitable[_fleet_pb2.LeaveReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Members(
+        self,
+        request: _fleet_pb2.MembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fleet_pb2.MemberEntry], _abc.AsyncIterator[_fleet_pb2.MemberEntry]]:
+        """all clients that are enrolled now"""
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -234,6 +234,9 @@ def add_fleet_servicer(servicer: Any, server: grpc.aio.Server) -> None:  # noqa:
         "Leave": grpc.unary_unary_rpc_method_handler(
             servicer.Leave, wire.LeaveRequest.FromString, wire.LeaveReply.SerializeToString
         ),
+        "Members": grpc.unary_stream_rpc_method_handler(
+            servicer.Members, wire.MembersRequest.FromString, wire.MemberEntry.SerializeToString
+        ),
     }
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(FLEET_SERVICE, handlers),)

@@ -75,7 +75,7 @@ def verify_audit(
         return
     known = from_plain(json.loads(run.specification), RunSpec)
     if run.status is not RunStatus.FINISHED or known.audit is not None:
-        state = "an audit" if known.audit is not None else run.status.value
+        state = run.status.value if known.audit is None else f"an audit of {known.audit.run}"
         raise UsageError(
             "E-AUDIT-RUN",
             f"expected a training run that has finished, got {run.run_id}, {state}",

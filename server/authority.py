@@ -70,6 +70,15 @@ class MemberRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientEntry:
+    """One client, as the other clients are told of it."""
+
+    name: str
+    enrolment_key: bytes
+    certificate_der: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """The fixed conditions of membership.
 
@@ -206,6 +215,11 @@ class Membership:
                 certificates.c.serial == identity.serial
             )
             member_id = connection.execute(query).scalar_one()
+            connection.execute(
+                sa.update(members)
+                .where(members.c.member_id == member_id)
+                .values(enrolment_key=request.enrolment_public_key)
+            )
             return self._issue(
                 connection, member_id, request_der, name=identity.name, role=identity.role
             )
@@ -279,6 +293,27 @@ class Membership:
             query = sa.select(members.c.node_id, members.c.name).order_by(members.c.member_id)
             return {row.node_id: row.name for row in connection.execute(query) if row.node_id}
 
+    def directory(self) -> list[ClientEntry]:
+        """Return the clients that hold a certificate now, by name."""
+        query = (
+            sa.select(members.c.name, members.c.enrolment_key, certificates.c.der)
+            .join(certificates)
+            .where(
+                members.c.role == Role.CLIENT.value,
+                members.c.enrolment_key.is_not(None),
+                members.c.revoked_at_s.is_(None),
+                certificates.c.revoked.is_(False),
+                certificates.c.not_after_s > self._now(),
+            )
+            .order_by(members.c.name, certificates.c.issued_at_s)
+        )
+        with self._store.reading() as connection:
+            latest = {row.name: row for row in connection.execute(query)}
+        return [
+            ClientEntry(name=name, enrolment_key=row.enrolment_key, certificate_der=row.der)
+            for name, row in latest.items()
+        ]
+
     def _load_accepted(self) -> frozenset[str]:
         with self._store.reading() as connection:
             query = sa.select(certificates.c.serial).where(certificates.c.revoked.is_(False))
@@ -328,6 +363,7 @@ class Membership:
                 role=role.value,
                 node_id=request.node_id if role is Role.CLIENT else 0,
                 enrolment_key_sha256=key_hash,
+                enrolment_key=request.enrolment_public_key,
                 enrolled_at_s=now,
                 software_version=software_version,
             )

@@ -31,6 +31,7 @@ members = Table(
     Column("role", String(16), nullable=False),
     Column("node_id", BigInteger, nullable=False, index=True),  # 0 for operators and auditors
     Column("enrolment_key_sha256", String(64), nullable=False),
+    Column("enrolment_key", LargeBinary, nullable=True),  # enrolled before 0003: until it renews
     Column("enrolled_at_s", Float, nullable=False),
     Column("last_seen_at_s", Float, nullable=False, default=0.0),
     Column("software_version", String(40), nullable=False, default=""),

@@ -41,6 +41,7 @@ MAIN_DOOR: Mapping[str, frozenset[Role]] = {
     "/tacit.v1.Fleet/Submit": _CLIENT,
     "/tacit.v1.Fleet/SubmitStatus": _CLIENT,
     "/tacit.v1.Fleet/Leave": _CLIENT,
+    "/tacit.v1.Fleet/Members": _CLIENT,
     "/tacit.v1.Control/Status": _READERS,
     "/tacit.v1.Control/ListMembers": _READERS,
     "/tacit.v1.Control/Invite": _OPERATOR,

@@ -209,6 +209,19 @@ class FleetService:
         self._sessions.revoke(who.node_id)
         return fleet_pb2.LeaveReply()
 
+    async def Members(  # noqa: N802
+        self, _request: fleet_pb2.MembersRequest, context: Context
+    ) -> None:
+        """Tell a node of all clients; it believes only what its owner has pinned."""
+        for entry in await asyncio.to_thread(self._membership.directory):
+            await context.write(
+                fleet_pb2.MemberEntry(
+                    name=entry.name,
+                    enrolment_key=entry.enrolment_key,
+                    certificate=entry.certificate_der,
+                )
+            )
+
     async def _receive(self, frames: AsyncIterator[DecodedFrame], staged: Staged) -> None:
         writer = await asyncio.to_thread(staged.begin)
         loop = asyncio.get_running_loop()

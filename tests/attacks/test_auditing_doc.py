@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tacit.attacks.plans import PLANS
 from tacit.attacks.registry import MEMBERSHIP
 from tests.attacks.desk import write_files
+from tests.doc_blocks import DOCS, run_python_blocks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
-TEXT = (Path(__file__).parents[2] / "docs" / "auditing.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "auditing.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(
+def test_the_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The Python example, word for word, in a folder with the files that it names."""
+    """The Python examples, word for word, in a folder with the files that they name."""
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    exec(compile(block, "docs/auditing.md", "exec"), {})  # noqa: S102 - our own page
+    assert run_python_blocks("auditing.md") == 3
     lines = capsys.readouterr().out.splitlines()
+    probes = len(PLANS["quick"].probes)
     assert ": evidence: " in lines[0]
-    assert [line.split()[0] for line in lines[1:]] == list(PLANS["quick"].probes)
+    assert [line.split()[0] for line in lines[1 : 1 + probes]] == list(PLANS["quick"].probes)
+    answered, exposed, estimated = lines[1 + probes :]
+    assert ": evidence: " in answered
+    assert exposed == "13.3 of 13.3 bits"
+    assert 8.0 < float(estimated.split()[1]) <= 13.3
 
 
 def test_every_probe_is_explained() -> None:

@@ -127,6 +127,47 @@ def test_noise_that_hides_the_records_is_said() -> None:
     assert found.outcome is Outcome.INCONCLUSIVE
     assert {skipped.probe for skipped in found.skipped} == set(AUDIT.probes)
     assert found.reasons == ("noise hides how many records there are",)
+    assert found.line.startswith("INCONCLUSIVE: noise hides how many records there are. What would")
+
+
+def test_one_report_names_one_number_of_records() -> None:
+    """The mean over the histograms, with its standard error; exact counts are said as such."""
+    found = result(0.0, noise=3.0)
+    sides = (found.audited.members, found.audited.non_members)
+    assert {(probe.members, probe.non_members) for probe in found.probes} == {sides}
+    assert found.audited.standard_error == pytest.approx(3.0 * 2 * 16**0.5 / 3**0.5)
+    for line in (found.line, *(probe.line for probe in found.probes)):
+        assert (
+            f"n = about {sides[0]} members and {sides[1]} non-members (standard error 14 " in line
+        )
+    exact = result(0.0, noise=0.0)
+    assert (exact.audited.members, exact.audited.standard_error) == (800, 0.0)
+    assert "n = 800 members and 400 non-members;" in exact.line
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"), [(0.0, "1 non-member"), (3.0, "about 1 non-member at most")]
+)
+def test_what_rests_on_few_non_members_is_told_by_the_one_number(noise: float, said: str) -> None:
+    """Each probe's own sum strays from 100: which FPR is resolved must not follow it."""
+    histograms = {
+        probe: drawn(0.0, noise=noise, seed=place, others=100)
+        for place, probe in enumerate(AUDIT.probes)
+    }
+    found = merged_result(MERGED, histograms)
+    others = found.audited.non_members
+    lowest = [next(p for p in each.points if p.asked_fpr == 0.01) for each in found.probes]
+    assert {point.is_resolvable for point in lowest} == {others >= 100}
+    assert {point.non_members_above for point in lowest} == {others // 100}
+    assert all(each.notes[1:] == (f"FPR 1 % rests on {said}",) for each in found.probes)
+
+
+def test_the_standard_error_of_the_number_holds() -> None:
+    """Over sixty audits, the numbers stray by as much as is said."""
+    found = [result(0.0, noise=3.0, seed=10 * n).audited for n in range(60)]
+    strays = [(each.members - 800) / each.standard_error for each in found]
+    strays += [(each.non_members - 400) / each.standard_error for each in found]
+    assert 0.8 < float(np.std(strays)) < 1.25
 
 
 def test_no_torch_is_loaded() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any
@@ -14,43 +13,29 @@ import pytest
 import torch
 from torch import nn
 
+from tacit.attacks.design import Design
 from tacit.attacks.probe import References
 from tacit.attacks.recipe_check import check_recipe
 from tacit.attacks.reference_cache import ReferenceCache
 from tacit.attacks.reference_workers import trained_by_workers
-from tacit.attacks.references import (
-    Design,
-    Material,
-    choose_audited,
-    train_references,
-)
+from tacit.attacks.references import Material, train_references
+from tacit.attacks.subject import record_keys
 from tacit.attacks.target import Outputs
 from tacit.core.errors import AppError, UnavailableError
-from tacit.core.specification import PrivacyMode, PrivacyUnit, TrainingSpec
+from tacit.core.specification import TrainingSpec
 from tacit.learning.prepared import Examples
 from tacit.learning.shadow_recipe import ShadowRecipe, derived_seed, round_seed
 from tacit.learning.training import Recipe, train_model
-from tacit.privacy.plan import PrivacyPlan
+from tests.learning.plans import open_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPEN = PrivacyPlan(
-    mode=PrivacyMode.NONE,
-    releases=2,
-    local_steps=5,
-    sample_rate=1.0,
-    noise_multiplier=0.0,
-    clip=math.inf,
-    normaliser=1.0,
-    epsilon=math.inf,
-    delta=0.0,
-    unit=PrivacyUnit.RECORD,
-)
+OPEN = open_plan(local_steps=5)
 RECIPE = ShadowRecipe(
     training=TrainingSpec(learning_rate=0.5, local_steps=30, batch_size=8), plan=OPEN, rounds=2
 )
-DESIGN = Design(models=36, records=40, seed=7)  # three chunks, the last of two pairs
+DESIGN = Design(models=36, seed=7)  # three chunks, the last of two pairs
 STEPS = DESIGN.models * RECIPE.steps
 
 
@@ -63,6 +48,7 @@ def examples(count: int, seed: int) -> Examples:
 
 
 MATERIAL = Material(audited=examples(40, 1), always=examples(10, 2), population=examples(15, 3))
+IS_IN = DESIGN.is_in(record_keys(MATERIAL.audited))
 
 
 @pytest.fixture
@@ -88,42 +74,44 @@ def cached_steps(model: nn.Module, material: Material = MATERIAL, **options: Any
     return told[0] if told[0] % RECIPE.steps == 0 else 0  # training tells every 50 steps
 
 
+def by_key(records: Examples) -> Examples:
+    order = np.argsort(record_keys(records))
+    return Examples(features=records.features[order], labels=records.labels[order])
+
+
+def with_another_in_place(records: Examples, row: int) -> Examples:
+    """Put another record in the place of one, whose key has the same rank."""
+    places = np.argsort(record_keys(records))
+    for draw in range(10_000):
+        features = records.features.copy()
+        features[row] = np.random.default_rng(draw).normal(size=6)
+        changed = dataclasses.replace(records, features=features)
+        if np.array_equal(np.argsort(record_keys(changed)), places):
+            return changed
+    raise AssertionError("no record has a key in that place")
+
+
+def in_order(records: Examples | None, order: np.ndarray) -> Examples:
+    assert records is not None
+    return Examples(features=records.features[order], labels=records.labels[order])
+
+
 def assert_equal(one: References, other: References) -> None:
     for field in dataclasses.fields(References):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
 
 
-def test_pairs_are_complements_and_stay_when_models_are_added() -> None:
-    """Half the records each, each record in one of a pair; more models leave the first alone."""
-    few, many = Design(models=4, records=31, seed=1), Design(models=10, records=31, seed=1)
-    np.testing.assert_array_equal(many.is_in()[:4], few.is_in())
-    is_in = many.is_in()
-    np.testing.assert_array_equal(is_in[::2], ~is_in[1::2])
-    assert set(is_in.sum(axis=1)) == {15, 16}
-    assert len({row.tobytes() for row in is_in}) == 10
-    assert few.is_in().tobytes() != dataclasses.replace(few, seed=2).is_in().tobytes()
-
-
-@pytest.mark.parametrize(("members", "others"), [(80, 20), (50, 50), (20, 80)])
-def test_references_are_as_large_as_the_target(members: int, others: int) -> None:
-    """Half of the audited records and the members left over are as many as the members."""
-    is_member = np.random.default_rng(0).permutation(np.arange(members + others) < members)
-    audited, always = choose_audited(is_member, rng=np.random.default_rng(1))
-    assert len(audited) // 2 + len(always) == members
-    assert is_member[audited].sum() * 2 == len(audited)
-    assert is_member[always].all()
-    assert not set(audited) & set(always)
-
-
 def test_a_reference_is_what_the_recipe_trains(model: nn.Module) -> None:
     """Model 5, trained alone as an owner would on its half and the records of all, answers so."""
     references = trained(model)
-    rows = np.flatnonzero(DESIGN.is_in()[5])
+    rows = np.flatnonzero(IS_IN[5])
     audited, always = MATERIAL.audited, MATERIAL.always
     assert always is not None
-    own = Examples(
-        features=np.concatenate([audited.features[rows], always.features]),
-        labels=np.concatenate([audited.labels[rows], always.labels]),
+    own = by_key(
+        Examples(
+            features=np.concatenate([audited.features[rows], always.features]),
+            labels=np.concatenate([audited.labels[rows], always.labels]),
+        )
     )
     alone = copy.deepcopy(model)
     for number in range(RECIPE.rounds):
@@ -135,16 +123,38 @@ def test_a_reference_is_what_the_recipe_trains(model: nn.Module) -> None:
 
 
 def test_only_records_of_its_half_move_a_reference(model: nn.Module) -> None:
-    """Another record changes the models that it is in, and no other; the population none."""
+    """Another record in its place changes the models that it is in, and no other.
+
+    The population changes none.
+    """
     audited = MATERIAL.audited
-    labels = audited.labels.copy()
-    labels[11] = (labels[11] + 1) % 3
-    changed = dataclasses.replace(MATERIAL, audited=dataclasses.replace(audited, labels=labels))
+    changed = dataclasses.replace(MATERIAL, audited=with_another_in_place(audited, 11))
     before, after = trained(model), trained(model, changed)
-    moved = (before.logits != after.logits).any(axis=(1, 2))
-    np.testing.assert_array_equal(moved, DESIGN.is_in()[:, 11])
+    others = np.arange(40) != 11
+    moved = (before.logits[:, others] != after.logits[:, others]).any(axis=(1, 2))
+    np.testing.assert_array_equal(moved, IS_IN[:, 11])
     elsewhere = trained(model, dataclasses.replace(MATERIAL, population=examples(15, 9)))
     np.testing.assert_array_equal(elsewhere.logits, before.logits)
+
+
+def test_the_order_of_records_moves_no_answer(model: nn.Module, cache: ReferenceCache) -> None:
+    """Audited records, those of all models and the population, permuted: the same per record."""
+    shuffled = [
+        np.random.default_rng(seed).permutation(count) for seed, count in enumerate((40, 10, 15))
+    ]
+    material = Material(
+        audited=in_order(MATERIAL.audited, shuffled[0]),
+        always=in_order(MATERIAL.always, shuffled[1]),
+        population=in_order(MATERIAL.population, shuffled[2]),
+    )
+    before, after = trained(model, cache=cache), trained(model, material)
+    np.testing.assert_array_equal(after.is_in, before.is_in[:, shuffled[0]])
+    np.testing.assert_allclose(after.logits, before.logits[:, shuffled[0]], atol=1e-5)
+    np.testing.assert_allclose(
+        after.population_logits, before.population_logits[:, shuffled[2]], atol=1e-5
+    )
+    always = dataclasses.replace(MATERIAL, always=material.always)
+    assert cached_steps(model, always, cache=cache) == STEPS  # nothing is answered in their order
 
 
 def test_without_a_population_there_is_nothing_to_ask(model: nn.Module) -> None:

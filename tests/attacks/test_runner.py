@@ -13,6 +13,7 @@ from tacit.attacks.arrangement import arranged
 from tacit.attacks.findings import AuditResult, Outcome, Threshold, to_json
 from tacit.attacks.null_check import self_test
 from tacit.attacks.plans import PLANS
+from tacit.attacks.probe import Need
 from tacit.attacks.registry import MEMBERSHIP
 from tacit.attacks.runner import Progress, run_audit
 from tacit.attacks.scoring import Scored
@@ -101,30 +102,46 @@ def test_ctrl_c_keeps_what_is_finished() -> None:
         "base-offline",
     }
     assert {each.reason for each in result.skipped} == {"the audit was interrupted before it"}
+    assert result.outcome is Outcome.INCONCLUSIVE
+    assert result.line.startswith("INCONCLUSIVE: the audit was interrupted before its end. What ")
+    assert {probe.outcome for probe in result.probes} == {Outcome.EVIDENCE}
+    assert result.line.endswith("stands by itself, below: loss, modified-entropy.")
 
 
 def test_a_recipe_that_does_not_reproduce_the_target_is_said() -> None:
-    """References of one step beside a target of many: finding nothing is then inconclusive."""
+    """References of one step beside a target of many: nothing follows from any that uses them."""
     training = dataclasses.replace(SPEC.training, local_steps=1, learning_rate=1e-4)
     other = dataclasses.replace(SPEC, training=training)
-    result = run_audit(subject(trained(), recipe=other), TINY, seed=0)
+    alone = ("loss", "modified-entropy", "quantile", "label-only-noise", "gradient-norm-last")
+    using = tuple(n for n, p in MEMBERSHIP.items() if Need.REFERENCES in p.needs)
+    families = {name.split("-")[0] for name in using}
+    assert families == {"base", "lira", "rmia", "calibrated", "shadow"}
+    plan = dataclasses.replace(TINY, probes=(*alone, *using), query_records=100, queries=10)
+    result = run_audit(subject(trained(), recipe=other), plan, seed=0)
     assert result.references is not None
     assert not result.references.agrees
-    assert not result.is_conclusive
-    assert any("does not reproduce the target" in reason for reason in result.reasons)
-    for probe in result.probes:
-        if "lira" in probe.probe and probe.outcome is not Outcome.EVIDENCE:
-            assert probe.outcome is Outcome.INCONCLUSIVE
+    assert (result.outcome, result.is_conclusive) == (Outcome.INCONCLUSIVE, False)
+    assert result.line.startswith("INCONCLUSIVE: the recipe does not reproduce the target: accur")
+    assert "What would change it: audit with the run.toml that made this model" in result.line
+    outcomes = {probe.probe: probe.outcome for probe in result.probes}
+    assert [outcomes[name] for name in using] == [Outcome.INCONCLUSIVE] * len(using)
+    assert outcomes["loss"] is Outcome.EVIDENCE
+    assert Outcome.INCONCLUSIVE not in [outcomes[name] for name in alone]
+    assert result.strongest in alone
+    kinds = {point.threshold for probe in result.probes for point in probe.points}
+    assert kinds == {Threshold.OPTIMISTIC}
 
 
 def test_references_that_diverge_are_said() -> None:
-    """A recipe that leads nowhere costs the probes that need it, and no other."""
+    """A recipe that makes no model is not the target's: the whole is inconclusive, not the rest."""
     training = dataclasses.replace(SPEC.training, optimizer="sgd", learning_rate=1e38)
     result = run_audit(
         subject(trained(), recipe=dataclasses.replace(SPEC, training=training)), TINY, seed=0
     )
     assert [probe.probe for probe in result.probes] == ["loss", "modified-entropy"]
     assert all("E-TRAINING-DIVERGED" in each.reason for each in result.skipped)
+    assert (result.outcome, result.is_conclusive) == (Outcome.INCONCLUSIVE, False)
+    assert {probe.outcome for probe in result.probes} == {Outcome.EVIDENCE}
 
 
 def test_realistic_thresholds_come_from_references(leaking: AuditResult) -> None:
@@ -208,7 +225,8 @@ def test_surplus_non_members_serve_as_population() -> None:
     """Where nobody handed in a population, non-members beyond the members' number are one."""
     outputs = subject(untrained()).non_members
     more = Outputs(
-        logits=np.tile(outputs.outputs.logits, (3, 1)), labels=np.tile(outputs.outputs.labels, 3)
+        logits=np.concatenate([scale * outputs.outputs.logits for scale in (1.0, 2.0, 3.0)]),
+        labels=np.tile(outputs.outputs.labels, 3),
     )
     few = subject_of_outputs(members=subject(untrained()).members.outputs, non_members=more)
     with_references = arranged(few, with_references=True, seed=0)

@@ -96,9 +96,9 @@ def answers(function: Callable[[int], np.ndarray]) -> PredictTarget:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda n: np.full((n, 2), 0.4), "got 200 others; the first is row 0, which sums to 0.8"),
-        (lambda n: np.full((n, 2), np.nan), "none negative"),
-        (lambda n: np.tile([1.5, -0.5], (n, 1)), "none negative"),
+        (lambda n: np.full((n, 2), 0.4), "in 200 of 200 rows, first row 1, which sums to 0.8"),
+        (lambda n: np.full((n, 2), np.nan), "got NaN in 200 of 200 rows, first row 1"),
+        (lambda n: np.tile([1.5, -0.5], (n, 1)), "of 0 or more, got others in 200 of"),
     ],
     ids=["sums", "nan", "negative"],
 )

@@ -151,10 +151,11 @@ def changed_files(report: dict[str, Any], **files: str) -> dict[str, Any]:
     return changed
 
 
-def sent_by(report: dict[str, Any], members: str, *, noise: float = 0.0) -> dict[str, Any]:
-    """Say that a report was merged from such owners, each with one histogram of 8 bins a side."""
-    sent = [{"member": member, "lists": [{"name": "x", "length": 16}]} for member in members]
-    return {**copy.deepcopy(report), "federation": {"sent": sent, "noise_per_owner": noise}}
+def sent_by(report: dict[str, Any], members: str, *, error: float = 0.0) -> dict[str, Any]:
+    """Say that a report was merged from such owners, and how far noise blurs its counts."""
+    merged = copy.deepcopy(report)
+    merged["audited"]["standard_error"] = error
+    return {**merged, "federation": {"sent": [{"member": member} for member in members]}}
 
 
 def counted(report: dict[str, Any], more: int) -> dict[str, Any]:
@@ -207,10 +208,28 @@ def test_only_a_difference_on_the_same_records_is_clear(
 def test_noise_on_counts_makes_no_other_records(
     report: dict[str, Any], fresh: dict[str, Any], more: int, standing: Standing
 ) -> None:
-    """Noise of 3 on each of 16 counts, in both reports: sums may differ by 51, and no more."""
-    merged = sent_by(fresh, "ab", noise=3.0), sent_by(counted(report, more), "ba", noise=3.0)
+    """A standard error of 12 in both reports: their counts may differ by 51, and no more."""
+    merged = sent_by(fresh, "ab", error=12.0), sent_by(counted(report, more), "ba", error=12.0)
     area = next(each for each in compare_reports(*merged).differences if each.metric == "AUC")
     assert area.standing is standing
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_inconclusive_makes_no_clear_difference(
+    report: dict[str, Any], fresh: dict[str, Any], which: int
+) -> None:
+    """A probe that one report calls inconclusive is apart as such; the others stay clear."""
+    pair = copy.deepcopy([fresh, report])
+    doubted, other = "loss", "modified-entropy"
+    next(each for each in pair[which]["probes"] if each["probe"] == doubted)["outcome"] = (
+        "inconclusive"
+    )
+    areas = {
+        each.probe: each for each in compare_reports(*pair).differences if each.metric == "AUC"
+    }
+    assert areas[doubted].standing is Standing.INCONCLUSIVE
+    assert not areas[doubted].is_clear
+    assert areas[other].standing is Standing.CLEAR
 
 
 def test_a_comparison_says_first_that_other_records_were_scored(report: dict[str, Any]) -> None:

@@ -50,8 +50,8 @@ def test_a_model_that_leaks_is_found(folder: Path, tmp_path: Path, capsys: Captu
     assert run(arguments(folder, *more, form="csv")) == 0
     said = capsys.readouterr()
     first, second = said.out.splitlines()[:2]
-    assert "200 members and 200 non-members" in first
-    assert ": evidence: at FPR " in second
+    assert ": evidence: at FPR " in first
+    assert "200 members and 200 non-members" in second
     assert "16 reference models" in said.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["outcome"] == "evidence"
@@ -66,6 +66,25 @@ def test_a_model_that_leaks_is_found(folder: Path, tmp_path: Path, capsys: Captu
     assert (tmp_path / "out" / "roc.svg").exists()
     assert run(["audit", "show", out]) == 0
     assert capsys.readouterr().out.splitlines() == said.out.splitlines()[:-1]
+
+
+def test_another_recipe_makes_the_first_line_inconclusive(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Exit code 0: the audit ended. Its first line says why nothing follows, then what stands."""
+    recipe = tmp_path / "other.toml"
+    recipe.write_text((folder / "run.toml").read_text().replace("= 150", "= 1"))
+    probes = ("--probe", "loss", "--probe", "lira-online", "--recipe", str(recipe))
+    out = tmp_path / "out"
+    assert run(arguments(folder, *probes, "--out", str(out))) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("INCONCLUSIVE: the recipe does not reproduce the target: accuracies are")
+    assert "  stands by itself: loss: evidence: " in text
+    assert "NOT like the target" in text
+    report = json.loads((out / "report.json").read_text())
+    assert (report["outcome"], report["is_conclusive"]) == ("inconclusive", False)
+    outcomes = [(each["probe"], each["outcome"]) for each in report["probes"]]
+    assert outcomes == [("loss", "evidence"), ("lira-online", "inconclusive")]
 
 
 def test_an_untrained_model_is_not(folder: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -275,5 +294,6 @@ def test_ctrl_c_leaves_a_report_of_what_was_finished(folder: Path, tmp_path: Pat
     assert started.returncode == 130, rest
     report = json.loads((out / "report.json").read_text())
     assert report["interrupted"]
+    assert report["outcome"] == "inconclusive"
     assert "loss" in [probe["probe"] for probe in report["probes"]]
     assert "lira-online" in [each["probe"] for each in report["skipped"]]

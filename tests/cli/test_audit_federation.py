@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tacit.cli.audit_federation import FederatedTerms, _delta, _owners, is_run
+from tacit.cli.audit_federation import (
+    FederatedTerms,
+    Where,
+    _delta,
+    _owners,
+    _verify_trained,
+    is_run,
+    show_kept,
+)
+from tacit.cli.audit_view import show_report
 from tacit.cli.main import run
+from tacit.core.audit_spec import AuditSpec
+from tacit.core.canary_spec import CanarySpec
 from tacit.core.configuration import from_plain
-from tacit.core.errors import UsageError
-from tacit.core.specification import RunSpec
+from tacit.core.errors import UnavailableError, UsageError
+from tacit.core.specification import RunSpec, audit_of
 from tacit.protos.control_pb2 import ShowRunReply
+from tests.server.test_audits import Owner, leaking, play
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +76,70 @@ def test_a_name_is_a_run_unless_a_file_has_it(
     assert not is_run("audits/r-7f3a9c20")
     (tmp_path / "r-7f3a9c20").mkdir()
     assert not is_run("r-7f3a9c20")
+
+
+@pytest.mark.parametrize("kind", ["audit", "twin"])
+def test_an_audit_is_no_run_to_audit(kind: str) -> None:
+    """Its id is refused with that of the run that it is of, before the server is asked."""
+    audit = AuditSpec(run="r-7f3a9c20", model_sha256="0" * 64, rounds=3, owners=2)
+    canaries = CanarySpec(directions=10, run="r-7f3a9c20", direction_guesses=5)
+    asked = audit_of(PRIVATE, audit, min_clients=2, round_deadline_s=60.0)
+    spec = asked if kind == "audit" else dataclasses.replace(PRIVATE, canaries=canaries)
+    with pytest.raises(UsageError, match="E-AUDIT-RUN") as caught:
+        _verify_trained("r-0a1b2c3d", spec)
+    what = "an audit" if kind == "audit" else "a twin with canaries"
+    assert f"got r-0a1b2c3d, which is {what} of r-7f3a9c20" in caught.value.message
+    assert caught.value.hint.endswith("tacit audit run r-7f3a9c20")
+    _verify_trained("r-7f3a9c20", PRIVATE)
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> dict[str, Any]:
+    """The report of an audit that two owners answered, with noise."""
+    return play(tmp_path / "run", {1: Owner(leaking()), 2: Owner(leaking())})
+
+
+def test_a_fetched_report_is_kept_with_its_curves(
+    merged: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In audits/AUDIT or where asked; the same files whether somebody waited for it or not."""
+    monkeypatch.chdir(tmp_path)
+    show_kept(merged, Where(), json=True)
+    assert json.loads(capsys.readouterr().out) == merged
+    show_kept(merged, Where(out=tmp_path / "out"), json=False)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {tmp_path / 'out'}"
+    kept = tmp_path / "audits" / merged["federation"]["audit_run"]
+    for name in ("report.json", "roc.svg"):
+        assert (kept / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_report_that_cannot_be_kept_is_shown(
+    merged: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A folder that nobody asked for may be missing; one that was asked for may not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "audits").write_text("in the way")
+    show_kept(merged, Where(), json=False)
+    assert "Not kept: " in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(UnavailableError):
+        show_kept(merged, Where(out=tmp_path / "audits" / "here"), json=False)
+
+
+def test_noise_is_explained(merged: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers are about right, and the sum's noise is sqrt(owners) times an owner's."""
+    show_report(merged)
+    text = " ".join(capsys.readouterr().out.split())
+    noise = merged["federation"]["noise_per_owner"]
+    assert f"{merged['audited']['members']} members and" in text
+    assert ": about " in text
+    assert f"{noise:.3g} on each owner's count, and so of {noise * 2**0.5:.3g} on their sum" in text
+    assert "sqrt(2) times" in text
 
 
 def test_the_delta_is_the_runs_unless_it_has_none() -> None:

@@ -56,3 +56,24 @@ def test_the_time_left_follows_from_the_share(
 def test_scripts_see_nothing() -> None:
     """With --json there is no progress to filter out."""
     assert shown([(1, "loss", 0.5)], quiet=True) == []
+
+
+class Terminal(io.StringIO):
+    """A stream that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share, stage and time left stand beside a bar; a script's terminal stays as it was."""
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, still, clock = Terminal(), Terminal(), Clock()
+    with AuditProgress(stream=terminal, clock=clock) as progress:
+        clock.now += 10.0
+        progress.show(Progress(stage="references", share=0.25))
+    assert "25%" in terminal.getvalue()
+    assert "references, about 30 s left" in terminal.getvalue()
+    with AuditProgress(stream=still, clock=clock, quiet=True) as progress:
+        progress.show(Progress(stage="references", share=0.25))
+    assert still.getvalue() == ""

@@ -165,6 +165,7 @@ def test_an_owner_sees_what_each_data_set_has_spent(
     assert heart["epsilon"] == pytest.approx(epsilon)
     assert (heart["budget"], heart["entries"]) == (8.0, 3)
     assert heart["left"] == pytest.approx(8.0 - epsilon)
+    assert "client.toml" in heart["note"]
     with tampering(home / LEDGER_NAME) as connection:
         connection.execute("UPDATE entries SET hash = x'00' WHERE sequence = 3")
     assert run(["client", "status", "--home", str(home)]) == 5

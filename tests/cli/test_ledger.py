@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.cli.main import run
+from tacit.client.ledger_view import read_ledger
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.keys import MemberKeys
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
@@ -58,6 +59,51 @@ def test_show_tells_what_was_spent_and_for_what(
     assert account["left"] == account["budget"] - account["held"]
     assert value["entries"][-1]["body"]["charge"]["noise_source"] == "AES-256-CTR"
     assert value["problem"] is None
+
+
+def declare(home: Path, **changes: object) -> None:
+    """Write a client.toml with the data set of the ledger, some keys changed."""
+    values = {"path": '"heart.csv"', "records": 1000, "budget": 8.0, "delta": 1e-5} | changes
+    lines = [f"{key} = {value}" for key, value in values.items()]
+    (home / "client.toml").write_text("\n".join(["[data_sets.heart]", *lines]) + "\n")
+
+
+def test_show_has_the_budget_of_client_toml(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A budget that was changed is shown at once, with when it is in force; nothing if equal."""
+    declare(home)
+    (account,) = json.loads(told(home, capsys, "show", "--json"))["accounts"]
+    assert (account["budget"], account["note"]) == (8.0, "")
+    before = (home / LEDGER_NAME).read_bytes()
+    declare(home, budget=3.5)
+    (account,) = json.loads(told(home, capsys, "show", "--json"))["accounts"]
+    assert account["budget"] == 3.5
+    assert account["left"] == pytest.approx(3.5 - account["held"])
+    text = told(home, capsys, "show")
+    assert "heart: budget 3.5 by client.toml, in force from the next charge" in text
+    assert "the ledger's last entry has 8" in text
+    assert (home / LEDGER_NAME).read_bytes() == before
+    (status,) = read_ledger(home).data_sets
+    assert (status.budget, status.note) == (3.5, account["note"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"records": 2000, "delta": 1e-5}, "the next charge is refused: expected records of heart"),
+        ({"delta": 1e-6}, "the next charge is refused: expected delta 1e-05"),
+        ({"delta": 0}, ""),
+        ({"budget": '"much"'}, "client.toml cannot be read"),
+    ],
+)
+def test_terms_for_life_that_differ_are_said(
+    home: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str
+) -> None:
+    """What the next charge would be refused for stands beside the account as it is."""
+    declare(home, **changes)
+    (account,) = json.loads(told(home, capsys, "show", "--json"))["accounts"]
+    assert (account["records"], account["budget"]) == (1000, 8.0)
+    assert said in account["note"]
+    assert bool(said) == bool(account["note"])
 
 
 def test_an_unknown_data_set_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

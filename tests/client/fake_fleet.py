@@ -44,6 +44,7 @@ class FakeFleet:
         extra: bytes that every Fetch sends beyond what its head says.
         forged_receipt: a digest that receipts carry instead of the right one.
         heartbeats: whether Watch gives a sign of life.
+        members: what it tells of the clients.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -60,6 +61,7 @@ class FakeFleet:
         self.extra = b""
         self.forged_receipt = b""
         self.heartbeats = True
+        self.members: list[fleet_pb2.MemberEntry] = []
         self.changed = asyncio.Condition()
         self._tasks: asyncio.Queue[fleet_pb2.Task] = asyncio.Queue()
 
@@ -174,6 +176,12 @@ class FakeFleet:
         self, _request: fleet_pb2.LeaveRequest, _context: Context
     ) -> fleet_pb2.LeaveReply:
         return fleet_pb2.LeaveReply()
+
+    async def Members(  # noqa: N802 - the name of the call
+        self, _request: fleet_pb2.MembersRequest, _context: Context
+    ) -> AsyncIterator[fleet_pb2.MemberEntry]:
+        for entry in self.members:
+            yield entry
 
     def _receipt(self, head: fleet_pb2.ReplyHead) -> fleet_pb2.Receipt:
         sha256 = self.forged_receipt or head.manifest.payload_sha256

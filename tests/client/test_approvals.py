@@ -26,6 +26,7 @@ from tacit.client.configuration import (
     ApprovalRule,
     AppRule,
     ClientConfig,
+    SecureAggregationPolicy,
     load_client_config,
 )
 from tacit.core.errors import ConfigError, RefusedError, UnavailableError
@@ -43,6 +44,7 @@ from tacit.core.specification import (
 from tests.client.fakes import Editable, make_config, make_node, make_spec, offer, open_mode
 
 HERE = Path("/data")
+REQUIRED = SecureAggregationPolicy(required=True)
 MODULE = ModelSpec(kind=ModelKind.MODULE, factory="package.module:make")
 
 
@@ -107,6 +109,7 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
             {},
             "E-POLICY-COHORT",
         ),
+        ({}, {"secure_aggregation": REQUIRED}, "E-SECAGG-REQUIRED"),
         ({"model": MODULE}, {}, "E-POLICY-FACTORY"),
         ({"model": MODULE}, {"allowed_factories": ("package.module:make",)}, "approved"),
         (foreign(), OPEN, "E-POLICY-APP"),

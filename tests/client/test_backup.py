@@ -15,6 +15,7 @@ from tacit.client.backup import make_backup, restore_backup
 from tacit.client.ledger_view import read_ledger
 from tacit.client.restored import Mark, confirm, explained, read_mark, write_mark
 from tacit.core.errors import TacitError, TrustError
+from tacit.core.members import format_members
 from tacit.core.state import open_state
 from tacit.privacy.ledger import LEDGER_NAME
 from tacit.privacy.ledger_entries import Restore
@@ -42,6 +43,7 @@ def home(tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     Domain.create().member(folder / "identity", 1)
     (folder / "client.toml").write_text("# policy\n")
+    (folder / "members.toml").write_text(format_members({"bo": bytes(32)}))
     (folder / "split-key").write_bytes(bytes(32))
     return folder
 
@@ -94,6 +96,7 @@ def test_a_node_comes_back_with_all_that_it_knew(home: Path) -> None:
     names = {str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()}
     assert names == {
         "client.toml",
+        "members.toml",
         "client.sqlite",
         "ledger.sqlite",
         "split-key",

@@ -29,6 +29,8 @@ from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import PREPARED_NAME, SPLIT_NAME, Preparation, PrepareJob, Report
 from tacit.client.renewal import is_due
 from tacit.core.errors import DataError, UnavailableError
+from tacit.core.fingerprint import fingerprint_of
+from tacit.core.members import format_members
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
 from tacit.protos import fleet_pb2
@@ -160,6 +162,18 @@ def test_check_of_a_good_client_finds_nothing_wrong(home: Path) -> None:
     assert clock.hint
 
 
+def test_check_reads_the_pinned_members(home: Path) -> None:
+    """How many are pinned, or what is wrong with members.toml and in which line."""
+    Domain.create().member(home / "identity", 1)
+    assert check(home)["members"].text == "0 pinned beside this node"
+    (home / "members.toml").write_text(format_members({"bo": bytes(32)}))
+    assert check(home)["members"].text == "1 pinned beside this node"
+    (home / "members.toml").write_text('[members.bo]\nkey = "short"\n')
+    wrong = check(home)["members"]
+    assert wrong.grade is Grade.WRONG
+    assert "members.toml:2: members.bo.key" in wrong.text
+
+
 def test_check_knows_an_ended_certificate(home: Path) -> None:
     """A certificate is judged by the clock that is given."""
 
@@ -193,10 +207,13 @@ def test_status_and_decisions_need_no_daemon(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stopped node shows its status, and says clearly that it knows no such run."""
-    Domain.create().member(home / "identity", 1)
+    membership = Domain.create().member(home / "identity", 1)
+    words = fingerprint_of(membership.keys.enrolment_public_key)
     assert run(["client", "status", "--home", str(home), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["connection"]["state"] == "stopped"
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["connection"]["state"], shown["fingerprint"]) == ("stopped", words)
     assert run(["client", "status", "--home", str(home)]) == 0
+    assert f"fingerprint: {words}" in capsys.readouterr().out
     assert run(["client", "approve", RUN, "--home", str(home)]) == 2
     assert "E-RUN-UNKNOWN" in capsys.readouterr().err
 

@@ -134,6 +134,12 @@ def test_an_audit_ends_in_one_merged_report(played: tuple[Federation, str]) -> N
     done = auditor(made, "audit", "show", run_id, "--json")
     assert done.code == 0, done.err
     verify_merged(made, done.json, run_id, audit_id)
+    kept = made.root / "audits" / audit_id
+    assert read_report(kept) == done.json
+    assert (kept / "roc.svg").exists() == bool(done.json["probes"])
+    again = auditor(made, "audit", "run", audit_id)
+    again.refuses(2, "E-AUDIT-RUN")
+    assert f"got {audit_id}, which is an audit of {run_id}" in again.err
 
     shown = auditor(made, "audit", "show", audit_id)
     assert f"not merged: {UNWILLING}: denied E-POLICY-AUDIT" in shown.out
@@ -169,6 +175,10 @@ def verify_merged(made: Federation, report: dict[str, Any], run_id: str, audit_i
         home = ("--home", made.root / owner)
         seen = made.tacit("client", "status", audit_id, *home, "--json").json
         assert seen["own_findings"][0] == own["line"]
+        assert "\n".join(seen["own_findings"]).count("would have been seen") <= 1
+        audited = own["audited"]
+        if audited["members"] < audited["given_members"]:
+            assert seen["own_findings"][1].startswith(f"Of {audited['given_members']} members and")
 
 
 def test_an_audit_beyond_the_budget_is_denied(played: tuple[Federation, str]) -> None:

@@ -24,25 +24,15 @@ from tacit.learning.vectorised import Shadow, StackedModels, train_together
 from tacit.privacy.dpsgd.book_keeping import BookKeeping
 from tacit.privacy.dpsgd.engine import Engine
 from tacit.privacy.dpsgd.mechanism import GaussianMechanism
-from tacit.privacy.plan import PrivacyPlan
+from tests.learning.plans import open_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tacit.core.specification import RunSpec
+    from tacit.privacy.plan import PrivacyPlan
 
-OPEN = PrivacyPlan(
-    mode=PrivacyMode.NONE,
-    releases=2,
-    local_steps=4,
-    sample_rate=1.0,
-    noise_multiplier=0.0,
-    clip=math.inf,
-    normaliser=1.0,
-    epsilon=math.inf,
-    delta=0.0,
-    unit=PrivacyUnit.RECORD,
-)
+OPEN = open_plan(local_steps=4)
 PRIVATE = dataclasses.replace(
     OPEN,
     mode=PrivacyMode.RECORD_LOCAL,

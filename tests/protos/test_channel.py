@@ -91,7 +91,7 @@ def key_pem(keys: MemberKeys) -> bytes:
 class Service:
     """A Fleet that echoes and refuses."""
 
-    Watch = Decide = SubmitStatus = None
+    Watch = Decide = SubmitStatus = Members = None
 
     async def Join(  # noqa: N802 - the name of the call
         self, _request: JoinRequest, context: Any

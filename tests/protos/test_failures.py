@@ -57,6 +57,15 @@ def test_known_codes_have_a_sentence() -> None:
     assert isinstance(back, TrustError)
 
 
+def test_each_role_is_told_its_own_verbs() -> None:
+    """Auditors submit audits and do not only read, whoever it is that reads the hint."""
+    _, hint = MEANINGS["E-ROLE-REFUSED"]
+    assert "auditors submit audits (`tacit audit run`" in hint
+    for code in ("E-AUDIT-RUN", "E-AUDIT-MODEL"):
+        back = error_from_rpc(FailedCall(grpc.StatusCode.PERMISSION_DENIED, code=code))
+        assert "tacit audit run RUN" in back.hint
+
+
 @pytest.mark.parametrize(
     ("details", "family", "code"),
     [

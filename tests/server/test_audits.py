@@ -284,6 +284,14 @@ def test_an_audit_of_something_else_is_refused(
     assert isinstance(caught.value, (RefusedError, UsageError))
 
 
+def test_an_audit_of_an_audit_names_the_run(tmp_path: Path) -> None:
+    """Who named the audit learns which run it is of."""
+    folder = RunFolder(tmp_path / "audit").create()
+    with pytest.raises(UsageError, match="E-AUDIT-RUN") as caught:
+        verify_audit(audit_spec(), folder, record(audit_spec()), folder)
+    assert f"an audit of {RUN}" in caught.value.message
+
+
 def test_the_audit_of_a_run_is_admitted(tmp_path: Path) -> None:
     """What it describes is the run's recipe, to the last value, and its weights are the run's."""
     folder, run_folder = RunFolder(tmp_path / "audit").create(), RunFolder(tmp_path / "r").create()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 
 from tacit.core.errors import RefusedError, TrustError, UsageError
 from tacit.core.identity import (
@@ -18,6 +19,7 @@ from tacit.core.identity import (
 )
 from tacit.server.authority import Enrolled, Membership, Terms, list_members
 from tacit.server.store import Store, open_store
+from tacit.server.tables import members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +196,50 @@ def test_renewal_keeps_the_enrolment_key(world: World) -> None:
     request = certificate_request(other)
     with pytest.raises(TrustError, match="E-RENEW-KEY"):
         membership.renew(identity, request_der=request, signature=sign_request(other, request))
+
+
+def test_clients_are_told_of_the_clients_that_are_enrolled_now(world: World) -> None:
+    """Name, key and latest certificate; no operator, and nobody who is revoked or has ended."""
+    membership = world.membership()
+    keys = {name: MemberKeys.generate() for name in ("b", "a", "op")}
+    enrolled = {
+        name: spend(
+            membership,
+            membership.invite(name, Role.OPERATOR if name == "op" else Role.CLIENT, ttl_s=60),
+            keys[name],
+        )
+        for name in keys
+    }
+    told = membership.directory()
+    assert [(each.name, each.enrolment_key, each.certificate_der) for each in told] == [
+        (name, keys[name].enrolment_public_key, enrolled[name].certificate_der)
+        for name in ("a", "b")
+    ]
+    membership.revoke("b", "left")
+    assert [each.name for each in membership.directory()] == ["a"]
+    world.clock.now += TERMS.certificate_days * DAY_S
+    assert membership.directory() == []
+
+
+def test_renewal_tells_the_key_of_a_member_who_enrolled_before_keys_were_kept(
+    world: World,
+) -> None:
+    """Until then the other clients are not told of it; afterwards, with the new certificate."""
+    membership, keys = world.membership(), MemberKeys.generate()
+    enrolled = spend(membership, membership.invite("a", Role.CLIENT, ttl_s=60), keys)
+    with world.store.transaction() as connection:
+        connection.execute(sa.update(members).values(enrolment_key=None))
+    assert membership.directory() == []
+    world.clock.now += DAY_S
+    request = certificate_request(keys)
+    renewed = membership.renew(
+        identity_of(enrolled.certificate_der),
+        request_der=request,
+        signature=sign_request(keys, request),
+    )
+    (told,) = membership.directory()
+    assert told.enrolment_key == keys.enrolment_public_key
+    assert told.certificate_der == renewed.certificate_der
 
 
 def test_there_are_not_more_clients_than_the_limit(world: World) -> None:
