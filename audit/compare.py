@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tacit.attacks.findings import Outcome
+from tacit.attacks.wording import Counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -167,7 +168,10 @@ def _missing(probes: list[dict[str, Any]], reports: tuple[Report, Report]) -> It
 
 def _caveats(first: Report, second: Report) -> Iterator[str]:
     yield from _other_records(first, second)
-    yield from (f"{name}: {said}" for name, said in _other_counts(first, second))
+    by_counts: dict[str, list[str]] = {}
+    for name, said in _other_counts(first, second):
+        by_counts.setdefault(said, []).append(name)
+    yield from (f"{', '.join(names)}: {said}" for said, names in by_counts.items())
     yield from _other_terms(first, second)
 
 
@@ -213,11 +217,15 @@ def _other_counts(first: Report, second: Report) -> Iterator[tuple[str, str]]:
     errors = [each["audited"].get("standard_error", 0.0) for each in (first, second)]
     noise = _COUNT_DEVIATIONS * math.hypot(*errors)
     sizes = [
-        {each["probe"]: (each["members"], each["non_members"]) for each in report["probes"]}
-        for report in (first, second)
+        {
+            each["probe"]: Counted(
+                members=each["members"], others=each["non_members"], standard_error=error
+            )
+            for each in report["probes"]
+        }
+        for report, error in zip((first, second), errors, strict=True)
     ]
-    for name, (members, others) in sizes[0].items():
-        there = sizes[1].get(name, (members, others))
-        if max(abs(members - there[0]), abs(others - there[1])) > noise:
-            said = f"{members} members and {others} non-members were scored in the first, "
-            yield name, said + f"{there[0]} and {there[1]} in the second"
+    for name, here in sizes[0].items():
+        there = sizes[1].get(name, here)
+        if max(abs(here.members - there.members), abs(here.others - there.others)) > noise:
+            yield name, f"{here} were scored in the first, {there} in the second"

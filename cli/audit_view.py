@@ -196,8 +196,7 @@ def _tpr(probe: Json, fpr: float, threshold: str) -> str:
     if point is None or not point["is_resolvable"]:
         return "-"
     mark = "*" if point["is_evidence"] and _counts(probe) else ""
-    low, high = 100.0 * point["tpr"]["low"], 100.0 * point["tpr"]["high"]
-    return f"{_percent(point['tpr']['value'])} [{low:.2g}, {high:.2g}]{mark}"
+    return f"{_percent(point['tpr']['value'])} {_ends(point['tpr'])}{mark}"
 
 
 def _counts(probe: Json) -> bool:
@@ -284,7 +283,7 @@ def _detail(report: Json) -> Iterator[str]:
         tpr = each["tpr"]
         yield (
             f"  {visible(each['column'])} {visible(each['value'])}: finds "
-            f"{_percent(tpr['value'])} [{100 * tpr['low']:.2g}, {100 * tpr['high']:.2g}] of "
+            f"{_percent(tpr['value'])} {_ends(tpr)} of "
             f"{each['members']} members at FPR {_percent(each['fpr']['value'])}"
         )
     rows = ", ".join(str(each["row"]) for each in strongest["exposed"])
@@ -322,6 +321,12 @@ def _table(*columns: str) -> Table:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _ends(rate: Json) -> str:
+    """Return the ends of a rate's interval, in per cent: two digits, no more."""
+    ends = [f"{100.0 * rate[end]:.2g}".replace("1e+02", "100") for end in ("low", "high")]
+    return f"[{', '.join(ends)}]"
 
 
 def _percent(share: float) -> str:

@@ -240,7 +240,19 @@ def test_a_comparison_says_first_that_other_records_were_scored(report: dict[str
     assert first == "other owners: a, b and a, b, c"
     name, members = report["probes"][0]["probe"], report["probes"][0]["members"]
     assert second.startswith(f"{name}: {members} members and")
-    assert f"{members - 1} and" in second
+    assert f"in the first, {members - 1} members and" in second
+
+
+def test_other_counts_are_told_once_and_never_as_exact_as_noise_left_them(
+    report: dict[str, Any],
+) -> None:
+    """All probes of a merged report scored the same records: one line has them all."""
+    merged = sent_by(report, "ab"), sent_by(counted(report, 60), "ab", error=12.0)
+    (said,) = compare_reports(*merged).caveats
+    names, numbers = ", ".join(each["probe"] for each in report["probes"]), report["probes"][0]
+    assert said.startswith(f"{names}: {numbers['members']} members and ")
+    assert f"in the first, about {numbers['members'] + 60} members and " in said
+    assert "(standard error 12 each, from noise) in the second" in said
 
 
 def test_the_same_report_gives_the_same_picture(report: dict[str, Any], tmp_path: Path) -> None:
