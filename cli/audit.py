@@ -121,6 +121,15 @@ def run(
             "manifest says, else 1).",
         ),
     ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            "--claim",
+            metavar="EPSILON,DELTA[,UNIT]",
+            help="What the model claims, for the plot (default: what the run folder's manifest "
+            "says; of RUN, what its owners' ledgers say).",
+        ),
+    ] = None,
     plan: Annotated[
         str, typer.Option("--plan", help=f"How hard to look: {', '.join(PLANS)}.")
     ] = "quick",
@@ -173,11 +182,12 @@ def run(
         raise UsageError("E-AUDIT-PLAN", f"expected a plan, {', '.join(PLANS)}, got {plan!r}")
     configure_logging("audit", level="WARNING")
     if federated:
-        files = (members, nonmembers, population, model, recipe, folder, predictions)
+        files = (members, nonmembers, population, model, recipe, folder, predictions, claim)
         if any(each is not None for each in files):
             raise UsageError(
                 "E-AUDIT-FILES",
-                f"expected RUN or files, got both: the records of {federated} stay where they are",
+                f"expected RUN or files, got both: the records of {federated} stay where they are, "
+                "and its owners say what it claims",
                 hint="tacit audit run --help",
             )
         terms = FederatedTerms(
@@ -203,6 +213,7 @@ def run(
         run_folder=folder,
         predictions=predictions,
         owners=owners,
+        claim=claim,
         plan=PLANS[plan],
         probes=tuple(probe or ()),
         slices=tuple(slice_by or ()),
