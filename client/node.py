@@ -432,6 +432,8 @@ class Node:
             for name in (PREPARED_NAME, CANARIES_NAME):
                 (self._runs.run_folder(run_id) / name).unlink(missing_ok=True)
             shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
+        if parse_specification(run.specification).secure_aggregation is not None:
+            self._secure.forget_run(run_id)
         return True
 
     @contextlib.contextmanager

@@ -217,6 +217,14 @@ class SecureSteps:
         for key in {*gone, *held}:
             self._drop(key)
 
+    def forget_run(self, run_id: str) -> None:
+        """Let the guard close a run for good.
+
+        Raises:
+            UnavailableError: the disk is full.
+        """
+        self._guard.forget_run(run_id)
+
     def _begin(self, head: InstructionHead, specification: RunSpec) -> bytes:
         secure = specification.secure_aggregation
         if secure is None:

@@ -27,7 +27,7 @@ from tests.end_to_end.federation import Federation, eventually, federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -148,4 +148,4 @@ def test_an_owner_who_has_not_pinned_a_member_denies_the_run(hospitals: Federati
         assert hospitals.tacit(*pin).code == 0
         with hospitals.operator() as operator:
             operator.stop(run_id, "the test is over")
-    eventually("the run to end", lambda: hospitals.pull(run_id).manifest.exists())
+    eventually("the run to end", hospitals.pull(run_id).manifest.exists)
