@@ -266,7 +266,7 @@ class Node:
         try:
             return self._called(release, call, payload, noising)
         except (AppError, ProtocolError, RefusedError) as error:
-            if noising is None or not conceals_failures(release.specification):
+            if not conceals_failures(release.specification):
                 raise
             verify_permitted(self._renewed(release))  # the owner's own no is no secret
             return self._replies.store_concealed(release, error)

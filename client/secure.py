@@ -150,7 +150,9 @@ class SecureSteps:
                 (``E-SECAGG-MODEL``).
         """
         in_session = head.HasField("secure")
-        wanted = specification.secure_aggregation is not None and head.message_type == "train"
+        wanted = specification.secure_aggregation is not None and (
+            head.message_type.partition(".")[0] == "train"
+        )
         if wanted and not in_session:
             raise RefusedError(
                 "E-SECAGG-REQUIRED",

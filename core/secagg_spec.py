@@ -117,6 +117,10 @@ class SecureAggregationSpec:
             yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
         if run.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and self.bound:
             yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
+        for name, reply in run.results.items():
+            if name != "train" and (name.startswith("train") or reply.arrays != "none"):
+                text = "only replies to train are summed unseen: remove this, or its arrays"
+                yield f"results.{name}", text
         if run.app is not None and run.app.server:
             text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
             yield "app.server", text
