@@ -47,6 +47,8 @@ class SecurePlan:
         secure: the run's table.
         scale: integers per unit.
         bound: largest size of a coordinate before scaling (R).
+        floor: fewest members whose sum is opened: with fewer a round would count as failed, and
+            be tried again, after its sum is known.
         clip: L2 bound of what is protected; 0 where nothing is noised here.
         noise: what each member adds; None where nothing is noised here.
     """
@@ -55,6 +57,7 @@ class SecurePlan:
     secure: SecureAggregationSpec
     scale: float
     bound: float
+    floor: int
     clip: float = 0.0
     noise: DistributedNoise | None = None
 
@@ -160,6 +163,7 @@ def _noised_plan(
         secure=secure,
         scale=noise.scale,
         bound=noise.bound,
+        floor=spec.participation.min_clients,
         clip=noise.clip,
         noise=noise,
     )
@@ -215,7 +219,11 @@ def _plain_plan(spec: RunSpec, secure: SecureAggregationSpec, arrays: Sequence[F
     bound = secure.coordinate_bound * most_weight
     count = len(secure.members)
     return SecurePlan(
-        layout=layout, secure=secure, scale=(LARGEST - count) / (count * bound), bound=bound
+        layout=layout,
+        secure=secure,
+        scale=(LARGEST - count) / (count * bound),
+        bound=bound,
+        floor=spec.participation.min_clients,
     )
 
 
@@ -261,7 +269,7 @@ def terms_of(
         clip=plan.clip,
         local_sigma=0.0 if plan.noise is None else plan.noise.local_deviation,
         coordinate_bound=plan.bound,
-        floor=secure.threshold,
+        floor=plan.floor,
         steps=steps,
     )
 
