@@ -15,8 +15,11 @@ from tacit.privacy.accounting import SampledGaussian, epsilon_of_events
 from tacit.privacy.distributed.account import Rounding
 from tacit.privacy.distributed.cohort import Cohort
 from tacit.privacy.distributed.plan import (
+    DistributedPlan,
     distributed_plan,
     distributed_plan_of,
+    epsilon_of_answers,
+    plan_of_run,
 )
 from tacit.privacy.distributed.statement import parse_distributed
 from tacit.privacy.ledger_account import verify_lower
@@ -52,7 +55,9 @@ STATEMENT = RecordDistributed(
 
 
 def run_of(make_run: MakeRun, privacy: dict[str, Any], **sections: Any) -> RunSpec:
+    people = {"rounds": 10, "min_clients": 3}
     changed = {"secure_aggregation": SECURE, "training": {"learning_rate": 1.0}} | sections
+    changed = {"participation": people} | changed
     return make_run(privacy=privacy, **changed)
 
 
@@ -209,8 +214,15 @@ def test_next_to_no_noise_is_refused() -> None:
     assert caught.value.code == "E-NOISE-TOO-SMALL"
 
 
-def test_nothing_runs_in_a_distributed_mode_yet(make_run: MakeRun) -> None:
-    """A statement is no mechanism: the plan that runs are made from refuses by name."""
+def test_a_run_is_planned_by_the_numbers_that_it_names(make_run: MakeRun) -> None:
+    """What owners charge follows from the specification alone, its dimension included."""
     for table in (RECORDS | {"epsilon": 1.0}, UPDATES):
-        with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
-            privacy_plan(run_of(make_run, table), records=200)
+        plan = plan_of_run(
+            run_of(make_run, table, secure_aggregation=SECURE | {"dimension": 55}), records=200
+        )
+        assert isinstance(plan, DistributedPlan)
+        assert plan.noise.dimension == 55
+        assert epsilon_of_answers(plan, 10) == plan.epsilon
+        with pytest.raises(ConfigError, match="E-SECAGG-DIMENSION"):
+            plan_of_run(run_of(make_run, table), records=200)
+    assert plan_of_run(make_run(), records=200) == privacy_plan(make_run(), records=200)
