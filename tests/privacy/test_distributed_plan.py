@@ -74,7 +74,12 @@ def test_the_tables_become_one_statement_by_record(make_run: MakeRun) -> None:
     assert parse_distributed(spec, records=200, dimension=55) == STATEMENT
     table = RECORDS | {"epsilon": 1.0, "unit": "subject", "most_records": 20}
     secure = SECURE | {"threshold": 4, "colluders": 2, "max_records": 300, "steps_per_round": 3}
-    spec = run_of(make_run, table | {"relation": "replace-one"}, secure_aggregation=secure)
+    spec = run_of(
+        make_run,
+        table | {"relation": "replace-one"},
+        secure_aggregation=secure,
+        participation={"rounds": 10, "min_clients": 4},
+    )
     assert parse_distributed(spec, records=200, dimension=55) == dataclasses.replace(
         STATEMENT,
         unit=Subject(most_records=20),
@@ -116,7 +121,9 @@ def test_what_has_no_mechanism_is_refused(make_run: MakeRun) -> None:
     app = {"app": {"client": "package.module:app"}, "results": {"train": {}}}
     app |= dict.fromkeys(("data", "model", "training"))
     assert refusal(run_of(make_run, table, **app)) == "E-MODE-NEEDS-BUILT-IN"
-    spec = run_of(make_run, {**table, "normaliser": 0.0}, secure_aggregation=None)
+    spec = dataclasses.replace(
+        run_of(make_run, {**table, "normaliser": 0.0}), secure_aggregation=None
+    )
     with pytest.raises(ConfigError) as caught:
         parse_distributed(spec, records=200, dimension=55)
     missing = [problem.split(":")[0] for problem in caught.value.problems]
