@@ -23,6 +23,7 @@ from tacit.privacy.distributed.account import LARGEST, Rounding
 from tacit.privacy.distributed.encoding import decode, encode_total, encode_update
 from tacit.privacy.distributed.plan import distributed_plan
 from tacit.privacy.layout import Form, Layout
+from tacit.privacy.secagg.graph import graph_parameters
 from tacit.privacy.secagg.terms import Member, Terms
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ def terms_of(
         steps: sums under the same keys.
     """
     secure = plan.secure
+    neighbours, shares = graph_parameters(len(members))
     purpose = hashlib.sha256(b"tacit train|" + specification_sha256).digest()
     return Terms(
         purpose=purpose,
@@ -262,14 +264,14 @@ def terms_of(
         attempt=attempt,
         members=tuple(sorted(members, key=lambda member: member.node_id)),
         dimension=plan.layout.length,
-        threshold=secure.threshold,
-        neighbours=secure.neighbours,
+        threshold=shares if neighbours else secure.threshold,
+        neighbours=neighbours,
         colluders=secure.colluders,
         scale=plan.scale,
         clip=plan.clip,
         local_sigma=0.0 if plan.noise is None else plan.noise.local_deviation,
         coordinate_bound=plan.bound,
-        floor=plan.floor,
+        floor=max(plan.floor, secure.threshold),
         steps=steps,
     )
 
