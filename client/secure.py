@@ -328,6 +328,8 @@ class SecureSteps:
         vector = self._vector(live.session.terms, held, specification)
         message = live.session.mask(body, vector)
         live.masked = (head.message_id, head.attempt)
+        with self._changing:
+            del self._held[head.secure.session]
         return Part(body=message, vector=vector, release=held.release)
 
     def _vector(self, terms: Terms, held: Held, specification: RunSpec) -> Words:
