@@ -121,8 +121,12 @@ class Losing:
         vectors: the masked vectors that were sent.
     """
 
-    def __init__(self, step: str, members: tuple[int, ...], *, round_number: int) -> None:
+    def __init__(
+        self, step: str, members: tuple[int, ...], *, round_number: int, asked: int = 1
+    ) -> None:
+        """Lose these members when they are asked for this step so often."""
         self._step, self._members, self._round = step, members, str(round_number)
+        self._asked = dict.fromkeys(members, asked)
         self._numbers: dict[int, int] = {}
         self._gone: set[int] = set()
         self.vectors: list[bytes] = []
@@ -132,7 +136,9 @@ class Losing:
         if head.group_id != self._round or head.message_type == "evaluate":
             return False
         if head.message_type == self._step and number in self._members:
-            self._gone.add(number)
+            self._asked[number] -= 1
+            if self._asked[number] <= 0:
+                self._gone.add(number)
         return number in self._gone
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
