@@ -113,6 +113,7 @@ _LINES = {
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
     EventKind.CANARIES_COMMITTED: "{member}: committed to canaries, {commitment}",
+    EventKind.CANARIES_ASKED: "{members} are to open their canaries; it waits up to {wait_s} s",
     EventKind.CANARIES_OPENED: "{line}",
     EventKind.NODE_LEFT: "{member}: its connection is lost {code}",
     EventKind.NODE_JOINED: "{member}: connected again",

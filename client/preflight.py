@@ -321,7 +321,10 @@ def _reported(subject: str, report: Report) -> Iterator[Finding]:
 
 
 def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding:
-    what = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
+    most, kept = data_set.records - data_set.max_canaries, ""
+    if data_set.max_canaries:
+        kept = f", {data_set.max_canaries} more declared for canaries (max_canaries)"
+    what = f"{data_set.path} ({data_set.format.value}, at most {most} records{kept})"
     if survey is None:
         return Finding(subject=subject, grade=Grade.OK, text=f"{what}: exists; not read: use --run")
     more = ", ..." if len(survey.columns) > _COLUMNS_SHOWN else ""
@@ -330,7 +333,7 @@ def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding
     if survey.records == 0:
         hint = "A run needs records: see `path`, `separator` and `header` in client.toml."
         return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
-    if survey.records > data_set.records:
+    if survey.records > most:
         hint = "More than declared: raise `records`; it bounds delta and scales every step."
         return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
     return Finding(subject=subject, grade=Grade.OK, text=text)

@@ -57,6 +57,14 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
         "the run that the audit names is no finished training run, or not as the audit describes",
         "`tacit run list` shows which have finished; `tacit audit run RUN` asks about one.",
     ),
+    "E-CANARIES-LATE": (
+        "the run with canaries had started before this node said yes: it goes on without the node",
+        "Owners commit to canaries before a run starts, or not at all: ask for another twin.",
+    ),
+    "E-CANARY-COMMITMENT": (
+        "the server has another commitment to canaries from this node: the run goes on without it",
+        "A node restored from a backup holds no bits and draws others: ask for another twin.",
+    ),
     "E-CERTIFICATE-EXPIRED": ("this member's certificate has ended", _ASK_OPERATOR),
     "E-CLIENTS-LIMIT": (
         "the federation is full",
