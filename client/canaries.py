@@ -15,9 +15,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from tacit.attacks.inclusion import (
+    SALT_BYTES,
     Opening,
     draw_opening,
     encode_opening,
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tacit.client.configuration import ClientConfig
-    from tacit.client.store import Store
+    from tacit.client.store import RunRecord, Store
     from tacit.core.specification import RunSpec
 
 CANARIES_NAME = "canaries.json"
 COMMITTED = "committed"  # in the decision log: to which bits, as a salted hash
+_LINES = 100_000  # of the log that are looked through
 
 
 def verify_canaries(specification: RunSpec, config: ClientConfig) -> None:
@@ -110,6 +113,31 @@ def drawn_opening(folder: Path, specification: RunSpec, node_id: int) -> Opening
     opening = draw_opening(owner_design(specification.canaries, node_id))
     write_atomic(folder / CANARIES_NAME, encode_opening(opening))
     return opening
+
+
+def canary_notes(store: Store, run: RunRecord) -> dict[str, object]:
+    """Return what the decision log has of a run's canaries: to what the node committed, what left.
+
+    Returns:
+        ``commitment`` (hex) and, once they were opened, ``opened``: how many bits, bytes of salt
+        and sums over released gradients left, in how many bytes; nothing without canaries.
+    """
+    canaries = json.loads(run.specification).get("canaries")
+    if not canaries:
+        return {}
+    lines = store.list_decisions(limit=_LINES, run_id=run.run_id)
+    notes: dict[str, object] = {}
+    for line in lines:
+        if line.outcome == COMMITTED:
+            notes["commitment"] = line.reason
+        if line.outcome == "released" and line.message_type == "query":
+            notes["opened"] = {
+                "bits": canaries["directions"] + canaries["mislabelled"],
+                "salt_bytes": SALT_BYTES,
+                "sums": canaries["directions"],
+                "bytes": line.payload_bytes,
+            }
+    return {"canaries": notes} if notes else {}
 
 
 def held_opening(folder: Path) -> Opening | None:

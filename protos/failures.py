@@ -122,6 +122,13 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-TOKEN-USED": ("the token has been used", _ASK_OPERATOR),
     "E-TOKEN-WITHDRAWN": ("a newer token replaced this one", "Use the newer token."),
     "E-TOKEN-WRONG": ("the server does not know this token", "Copy the whole token again."),
+    "E-TWIN-OF": (
+        "the run to be tested has not finished, or is an audit or a twin itself",
+        (
+            "Name a training run that has finished: `tacit run list`. A run that is only planned "
+            "gets its twin from [canaries] in its run.toml."
+        ),
+    ),
     "E-TWIN-RUN": (
         "the run with canaries is not, value by value, the run that it names",
         "`tacit audit canaries RUN` makes the twin of a run.",

@@ -13,7 +13,7 @@ import pytest
 
 from tacit.core.artifacts import RunFolder, save_arrays
 from tacit.core.configuration import from_plain
-from tacit.core.errors import RefusedError
+from tacit.core.errors import RefusedError, UsageError
 from tacit.core.specification import CanarySpec, RunSpec, canonical_json
 from tacit.core.twins import twin_of
 from tacit.protos import control_pb2, fleet_pb2
@@ -38,7 +38,8 @@ RUN: dict[str, Any] = {
     "participation": {"rounds": 2},
 }
 SPEC = from_plain(RUN, RunSpec)
-TWIN = twin_of(SPEC, CanarySpec(directions=40, run=RUN_ID))
+CANARIES = CanarySpec(directions=40, run=RUN_ID)
+TWIN = twin_of(SPEC, CANARIES)
 PLANNED = twin_of(
     replace(SPEC, participation=replace(SPEC.participation, min_clients=1)),
     CanarySpec(directions=40),
@@ -173,6 +174,24 @@ def record() -> RunRecord:
         submitted_by="olga",
         reason="",
     )
+
+
+@pytest.mark.parametrize("status", [s for s in RunStatus if s is not RunStatus.FINISHED])
+def test_a_run_that_has_not_finished_gets_no_twin(
+    folders: tuple[RunFolder, RunFolder], status: RunStatus
+) -> None:
+    """Its claim is not known yet, or nobody relies on it."""
+    with pytest.raises(UsageError) as caught:
+        verify_twin(TWIN, folders[0], replace(record(), status=status), folders[1])
+    assert caught.value.code == "E-TWIN-OF"
+
+
+def test_a_twin_gets_no_twin(folders: tuple[RunFolder, RunFolder]) -> None:
+    """What is tested is the run whose model is kept."""
+    of_twin = replace(record(), specification=canonical_json(TWIN))
+    with pytest.raises(UsageError) as caught:
+        verify_twin(twin_of(TWIN, CANARIES), folders[0], of_twin, folders[1])
+    assert caught.value.code == "E-TWIN-OF"
 
 
 def test_a_twin_is_the_run_that_it_names(folders: tuple[RunFolder, RunFolder]) -> None:
