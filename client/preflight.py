@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import verify_unit
+from tacit.client.canaries import verify_canaries
 from tacit.client.charges import head_of
 from tacit.client.configuration import (
     CHANGED,
@@ -353,6 +354,10 @@ def _run(config: ClientConfig, run: Path, *, confined: bool) -> Iterator[Finding
         verify_unit(specification, config.data_sets.get(specification.data_set))
     except TacitError as error:
         yield _wrong(f"unit of {run.name}", error)
+    try:
+        verify_canaries(specification, config)
+    except TacitError as error:
+        yield _wrong(f"canaries of {run.name}", error)
     yield from _contract(subject, specification, config)
 
 
