@@ -248,9 +248,9 @@ def canaries(
 ) -> None:
     """Test a run's epsilon by a twin: the run once more, with canaries in; its model is discarded.
 
-    Each owner who agrees puts in canaries by secret fair bits, commits to the bits before round 1,
-    and opens them at the end. It costs each owner a run of its own, and needs room: canaries count
-    towards the `records` that client.toml declares.
+    Each owner who agrees puts in canaries by secret fair bits, commits to the bits with their yes,
+    and opens them at the end. It costs each owner a run of its own, and needs the room that they
+    keep: `max_canaries` of the `records` that client.toml declares.
     """
     configure_logging("audit", level="WARNING")
     terms = TwinTerms(run=run, directions=directions, mislabelled=mislabelled, seed=seed)

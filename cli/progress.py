@@ -90,7 +90,8 @@ class RoundProgress:
 
 def line_of(event: Event, rounds: int) -> str:
     """Return the line for an event, or nothing for one that is of no interest here."""
-    form = _LINES.get(event.kind)
+    code = event.fields.get("code")
+    form = _DENIED.get(event.kind) if code == "E-RUN-DENIED" else _LINES.get(event.kind)
     if form is None:
         return ""
     fields = {**event.fields, "rounds": rounds, "owners": len(event.fields.get("cohort") or ())}
@@ -122,6 +123,13 @@ _LINES = {
     EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",
     EventKind.RUN_FAILED: "failed: {reason} [{code}]",
     EventKind.RUN_STOPPED: "stopped: {reason}",
+}
+
+
+# What an owner's no to a run that goes on comes to; the decision itself is told apart.
+_DENIED = {
+    EventKind.NODE_LEFT: "{member}: takes no part any more, since its owner denied the run",
+    EventKind.REPLY_FAILED: "round {round}: {member} denied the run",
 }
 
 

@@ -104,7 +104,12 @@ class CanaryRun:
         waiting = dict.fromkeys(self._took_part(), _ABSENT)
         found: dict[int, Answered] = {}
         for _ in range(self.task.specification.participation.max_attempts):
-            asked = [node for node, why in waiting.items() if why != EXPIRED]
+            denied = self._denied()
+            asked = [
+                node
+                for node, why in waiting.items()
+                if why != EXPIRED and self.manifest.member(str(node)) not in denied
+            ]
             replies = self._sent(asked) if asked else []
             waiting |= {int(node): code for node, code in failures_of(replies).items()}
             for reply in replies:
@@ -123,14 +128,16 @@ class CanaryRun:
 
     def _in_words(self, unopened: Mapping[str, str]) -> dict[str, str]:
         """Say what became of who did not open; a node's own code stays as it is."""
-        words = {EXPIRED: _ABSENT, UNKNOWN_NODE: _OUT}
-        decisions = read_decisions(self.task.folder)
-        denied = {
+        words, denied = {EXPIRED: _ABSENT, UNKNOWN_NODE: _OUT}, self._denied()
+        return {name: denied.get(name) or words.get(why, why) for name, why in unopened.items()}
+
+    def _denied(self) -> dict[str, str]:
+        """Return who takes part no more by their own no, or for other bits than before, and why."""
+        return {
             name: _LOST if said["code"] == OTHER else _DENIED
-            for name, said in decisions.items()
+            for name, said in read_decisions(self.task.folder).items()
             if said["verdict"] == "denied"
         }
-        return {name: denied.get(name) or words.get(why, why) for name, why in unopened.items()}
 
     def _sent(self, nodes: Sequence[int]) -> list[Message]:
         people = self.task.specification.participation

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from tacit.core.errors import ProtocolError
 from tacit.core.events import EventKind
 from tacit.server.catalogue import NodeVerdict, RunStatus, Verdict
+from tacit.server.grid_messages import DENIED
 
 if TYPE_CHECKING:
     from tacit.core.artifacts import RunFolder
@@ -61,6 +62,11 @@ def with_commitment(run: ActiveRun, decision: NodeVerdict, commitment: bytes) ->
     run.journal.note(EventKind.CANARIES_COMMITTED, fields)
     run.commitments[decision.node_id] = commitment.hex()
     return decision
+
+
+def drop_code(decision: NodeVerdict) -> str:
+    """Return why a node owes no answer any more: its owner's no, or other bits than before."""
+    return OTHER if decision.code == OTHER else DENIED
 
 
 def verdict_line(folder: RunFolder) -> str:

@@ -40,11 +40,10 @@ from tacit.server.catalogue import (
     plain_decisions,
     waiting_reason,
 )
-from tacit.server.commitments import verdict_line, with_commitment
+from tacit.server.commitments import drop_code, verdict_line, with_commitment
 from tacit.server.driver import ActiveRun, RunDriver, ending_of
 from tacit.server.fleet_tasks import run_ended, run_offer
 from tacit.server.grid_desk import GridDesk
-from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
 from tacit.server.manifest import RunManifest, write_commitments, write_decisions, write_members
 from tacit.server.reply_desk import ReplyDesk
@@ -311,7 +310,7 @@ class Scheduler:
                 self._name_members(run)
         self._observe(run, decision.node_id)
         if decision.verdict is not Verdict.APPROVED and known is not None:
-            run.journal.drop_node(decision.node_id, DENIED)
+            run.journal.drop_node(decision.node_id, drop_code(decision))
         self.consider()
         return decision
 
