@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.canaries import verify_canaries
 from tacit.client.cohort import verify_members
-from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
+from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy, RunKind
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
 from tacit.core.specification import (
@@ -472,8 +472,16 @@ def _fitting_rule(offer: Offer, config: ClientConfig) -> str | None:
     return None
 
 
+def _kind_of(specification: RunSpec) -> RunKind:
+    if specification.audit is not None:
+        return RunKind.AUDIT
+    return RunKind.TRAINING if specification.canaries is None else RunKind.CANARIES
+
+
 def _fits(offer: Offer, rule: ApprovalRule) -> bool:
     specification = offer.specification
+    if _kind_of(specification) not in rule.kinds:
+        return False
     if rule.data_sets and specification.data_set not in rule.data_sets:
         return False
     if rule.modes and specification.privacy.mode not in rule.modes:

@@ -198,7 +198,6 @@ class Charges:
             epsilon=self._spent(charge),
             delta=charge.delta,
             ledger=self.head(),
-            canary_commitment=release.canary_commitment,
         )
 
     def abort(self, keys: Iterable[ChargeKey], reason: str) -> None:
