@@ -21,6 +21,7 @@ from tacit.cli.backup import backup, restore
 from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
 from tacit.client.audits import REPORT_NAMES
+from tacit.client.canaries import canary_notes
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
@@ -356,6 +357,7 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         "model_notes": list(worker_notes(state.path, run.run_id)),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
+        **_canary_notes(state, run),
         **_own_report(folder),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
@@ -374,6 +376,11 @@ def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
     with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
         repeats = {each.specification_sha256: each.run_id for each in store.list_repeats()}
     return repeats.get(run.specification_sha256)
+
+
+def _canary_notes(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
+    with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
+        return canary_notes(store, run)
 
 
 def _evaluation_cost(run: RunRecord) -> dict[str, Any]:

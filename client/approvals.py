@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.canaries import verify_canaries
-from tacit.client.cohort import verify_included, verify_members
-from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
+from tacit.client.cohort import verify_aggregation
+from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy, RunKind
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
 from tacit.core.specification import (
@@ -337,12 +337,7 @@ def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
 
 
 def _aggregation_is_secure(offer: Offer, config: ClientConfig) -> None:
-    secure, policy = offer.specification.secure_aggregation, config.policy.secure_aggregation
-    if secure is not None:
-        verify_included(secure.members, offer.own_name)
-        verify_members(secure.members, offer.pinned, policy, threshold=secure.threshold)
-    elif offer.specification.audit is None:
-        verify_members(None, (), policy)
+    verify_aggregation(offer, config.policy.secure_aggregation)
 
 
 def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
@@ -481,8 +476,16 @@ def _fitting_rule(offer: Offer, config: ClientConfig) -> str | None:
     return None
 
 
+def _kind_of(specification: RunSpec) -> RunKind:
+    if specification.audit is not None:
+        return RunKind.AUDIT
+    return RunKind.TRAINING if specification.canaries is None else RunKind.CANARIES
+
+
 def _fits(offer: Offer, rule: ApprovalRule) -> bool:
     specification = offer.specification
+    if _kind_of(specification) not in rule.kinds:
+        return False
     if rule.data_sets and specification.data_set not in rule.data_sets:
         return False
     if rule.modes and specification.privacy.mode not in rule.modes:

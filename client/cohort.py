@@ -15,6 +15,7 @@ from tacit.core.secagg_spec import least_threshold
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from tacit.client.approvals import Offer
     from tacit.client.configuration import SecureAggregationPolicy
     from tacit.privacy.secagg.terms import Member
 
@@ -103,3 +104,17 @@ def verify_members(
             hint="Compare six words with their owners, on a channel that you trust, then: "
             f"`tacit client members pin {unpinned[0]} WORD1 ... WORD6`, and approve the run.",
         )
+
+
+def verify_aggregation(offer: Offer, policy: SecureAggregationPolicy) -> None:
+    """Hold an offered run's secure aggregation, or its lack of any, against the owner's policy.
+
+    Raises:
+        RefusedError: as :func:`verify_included` and :func:`verify_members`.
+    """
+    secure = offer.specification.secure_aggregation
+    if secure is not None:
+        verify_included(secure.members, offer.own_name)
+        verify_members(secure.members, offer.pinned, policy, threshold=secure.threshold)
+    elif offer.specification.audit is None:
+        verify_members(None, (), policy)

@@ -31,7 +31,7 @@ from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.errors import AppError
 from tacit.core.events import EventKind
 from tacit.protos.flower import array_record
-from tacit.server.canary_run import CanaryRun, note_commitments
+from tacit.server.canary_run import CanaryRun
 from tacit.server.checkpoint import (
     KEY_BYTES,
     Checkpoint,
@@ -137,13 +137,11 @@ class StrategyRun:
         self._save_checkpoint(replace(last, arrays={}) if self._run.discards_model else last)
 
     def _open_canaries(self) -> None:
-        number = self._run.participation.rounds
         CanaryRun(
             task=self._task,
             grid=self._grid,
             manifest=self._manifest,
             weights=self._weights,
-            wait_for_nodes=lambda: self._wait_for_nodes(number),
         ).open()
 
     def _train(self, number: int) -> RoundEntry:
@@ -160,7 +158,6 @@ class StrategyRun:
                 cohort = sorted(message.metadata.dst_node_id for message in messages)
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
                 replies, good, why = self._replies(messages, number, attempt)
-            note_commitments(self._task, self._grid, self._manifest, round_number=number)
             failed = failures_of(replies)
             if good >= people.min_clients:
                 arrays, metrics = self._strategy.aggregate_train(number, replies)

@@ -216,7 +216,8 @@ def asking_node(folder: Path, spec: RunSpec, **policy: Any) -> Node:
             "modes": tuple(PrivacyMode),
             "apps": apps,
             "max_epsilon_per_run": 9.0,
-            "audit": AuditPolicy(allow=True, allow_canaries=True),
+            "audit": AuditPolicy(allow=True),
+            "max_canaries": 200,
         }
         | policy,
     )
