@@ -107,7 +107,7 @@ def opened(
 ) -> tuple[dict[str, Any], list[tuple[str, Mapping[str, object]]]]:
     """Open the canaries of a run that all but the last owner took part in."""
     folder = RunFolder(path / "run").create()
-    write_members(folder, NAMES)
+    write_members(folder, NAMES, {})
     write_decisions(folder, decisions)
     commitments = {node: owner.opening.commitment() for node, owner in owners.items()}
     write_commitments(folder, commitments)
