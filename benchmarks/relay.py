@@ -70,9 +70,7 @@ class Relay:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        listener = self._loop.run_until_complete(
-            asyncio.start_server(self._accept, "127.0.0.1", 0)
-        )
+        listener = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port = listener.sockets[0].getsockname()[1]
         self._listening.set()
         self._loop.run_forever()
@@ -109,9 +107,7 @@ class Relay:
         await giving
 
 
-async def _hand_on(
-    queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
-) -> None:
+async def _hand_on(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while True:
             due, piece = await queue.get()
