@@ -75,10 +75,7 @@ class Relay:
         self._listening.set()
         self._loop.run_forever()
         listener.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(_all_cancelled())
         self._loop.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,11 +84,16 @@ class Relay:
         except OSError:  # the server is not there: nor are we
             writer.close()
             return
-        with contextlib.suppress(asyncio.CancelledError):  # the block is left: nothing waits
+        try:
             await asyncio.gather(
                 self._forward(reader, far_writer, self.up),
                 self._forward(far_reader, writer, self.down),
             )
+        except asyncio.CancelledError:  # the block is left: nobody waits for the rest
+            pass
+        finally:
+            writer.transport.abort()
+            far_writer.transport.abort()
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Count
@@ -118,3 +120,12 @@ async def _hand_on(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.St
             writer.write(piece)
             await writer.drain()
     writer.close()
+
+
+async def _all_cancelled() -> None:
+    """Let every other task of this loop end, and its connections with it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)  # transports close in the next turn of the loop

@@ -46,7 +46,7 @@ class Plan:
     Attributes:
         parts: of PARTS.
         parameters: float32 numbers in the model.
-        rounds: timed rounds of ours; of Flower's, ``flower_rounds``.
+        rounds: timed rounds of ours.
         clients: numbers of clients over real daemons.
         cohort: members in one process.
         delays_s: round trips that are added.
@@ -56,7 +56,6 @@ class Plan:
     parts: tuple[str, ...]
     parameters: int
     rounds: int
-    flower_rounds: int
     clients: tuple[int, ...]
     cohort: int
     delays_s: tuple[float, ...]
@@ -95,7 +94,6 @@ def parse_arguments(arguments: list[str]) -> Plan:
         parts=tuple(given.only or PARTS),
         parameters=20_000 if short else 1_000_000,
         rounds=given.rounds or (1 if short else 5),
-        flower_rounds=1,
         clients=clients or ((4,) if short else (4, 20)),
         cohort=20 if short else 100,
         delays_s=(0.0, 0.01) if short else (0.0, 0.02, 0.1),
@@ -144,9 +142,9 @@ def _folder(root: Path, name: str) -> Path:
 def _flower(plan: Plan, clients: int, folder: Path) -> SecureResult:
     run = FlowerRun(
         parameters=plan.parameters,
-        rounds=plan.flower_rounds,
+        rounds=0,  # none but the first: each message starts a process, so that none is warmer
         clients=clients,
-        timeout_s=FLOWER_LIMIT_S * (1 + plan.flower_rounds),
+        timeout_s=FLOWER_LIMIT_S,
         secure=True,
     )
     done: Result = measure_flower(run, folder=folder, progress=progress_of("flower"))
