@@ -52,6 +52,7 @@ protos: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.secure
 	$(BIN)/python -m benchmarks.dp_step
 	$(BIN)/python -m benchmarks.shadows
 

@@ -48,8 +48,8 @@ dependencies = ["flwr==1.41.0"]
 publisher = "tacit"
 
 [tool.flwr.app.components]
-serverapp = "noop_app:server_app"
-clientapp = "noop_app:client_app"
+serverapp = "{app}:server_app"
+clientapp = "{app}:client_app"
 
 [tool.flwr.app.config]
 parameters = {parameters}
@@ -70,12 +70,19 @@ insecure = true
 
 @dataclass(frozen=True, kw_only=True)
 class FlowerRun:
-    """One measurement of Flower's engine."""
+    """One measurement of Flower's engine.
+
+    Attributes:
+        secure: whether its rounds use SecAgg+ (benchmarks/secagg_app.py).
+        tolerance: how far the aggregate may be off.
+    """
 
     parameters: int
     rounds: int
     clients: int
     timeout_s: float
+    secure: bool = False
+    tolerance: float = noop_app.TOLERANCE
 
 
 def measure_flower(run: FlowerRun, *, folder: Path, progress: Callable[[str], None]) -> Result:
@@ -102,7 +109,7 @@ def measure_flower(run: FlowerRun, *, folder: Path, progress: Callable[[str], No
                 timeout_s=run.timeout_s,
                 progress=progress,
             )
-    verify_rounds(lines, clients=run.clients)
+    verify_rounds(lines, clients=run.clients, tolerance=run.tolerance)
     return result_of("flower", run.parameters, lines, traces=sampler.traces, began=began)
 
 
@@ -122,8 +129,14 @@ def _environment(home: Path, port: int) -> dict[str, str]:
 def _write_app(folder: Path, run: FlowerRun, report: Path) -> None:
     folder.mkdir()
     shutil.copy(noop_app.__file__, folder / "noop_app.py")
+    if run.secure:
+        shutil.copy(Path(__file__).with_name("secagg_app.py"), folder / "secagg_app.py")
     text = PYPROJECT.format(
-        parameters=run.parameters, rounds=run.rounds + 1, clients=run.clients, report=report
+        app="secagg_app" if run.secure else "noop_app",
+        parameters=run.parameters,
+        rounds=run.rounds + 1,
+        clients=run.clients,
+        report=report,
     )
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
 

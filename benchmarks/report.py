@@ -29,12 +29,16 @@ HEADINGS = (
 
 def render(results: Sequence[Result]) -> str:
     """Return the table, with each engine's ratio to the floor and to Flower at the same size."""
-    rows = [HEADINGS, *(_row(result, results) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return aligned([HEADINGS, *(_row(result, results) for result in results)], left=(1,))
+
+
+def aligned(rows: Sequence[tuple[str, ...]], *, left: tuple[int, ...] = ()) -> str:
+    """Return rows as a table, the first as its head; all columns to the right but some."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if column == 1 else cell.rjust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

@@ -89,7 +89,9 @@ def wait_for_rounds(
     raise BenchmarkError(f"{shown} of {rounds} rounds in {timeout_s:.0f} s")
 
 
-def verify_rounds(lines: list[dict[str, float]], *, clients: int) -> None:
+def verify_rounds(
+    lines: list[dict[str, float]], *, clients: int, tolerance: float = TOLERANCE
+) -> None:
     """Raise unless every round folded one different reply of every client, and folded it right."""
     for line in lines:
         number = f"round {line['round']:.0f}"
@@ -98,9 +100,9 @@ def verify_rounds(lines: list[dict[str, float]], *, clients: int) -> None:
                 f"{number}: expected {clients} different replies, got {line['replies']:.0f}"
                 f" ({line['distinct']:.0f} different)"
             )
-        if not line["error"] <= TOLERANCE:
+        if not line["error"] <= tolerance:
             raise BenchmarkError(
-                f"{number}: the aggregate is off by {line['error']:.2g}, allowed {TOLERANCE}"
+                f"{number}: the aggregate is off by {line['error']:.2g}, allowed {tolerance}"
             )
 
 

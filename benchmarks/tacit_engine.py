@@ -124,7 +124,7 @@ def measure_tacit(run: TacitRun, *, folder: Path, progress: Callable[[str], None
     apps = folder / "apps"
     apps.mkdir()
     shutil.copy(noop_app.__file__, apps / "noop_app.py")
-    base = _environment(folder, apps)
+    base = environment(folder, apps)
     began = time.monotonic()
     with Crew(folder) as crew:
         _start_server(run, crew, base)
@@ -149,7 +149,8 @@ def measure_tacit(run: TacitRun, *, folder: Path, progress: Callable[[str], None
     return result_of(run.name, run.parameters, lines, traces=sampler.traces, began=began)
 
 
-def _environment(folder: Path, apps: Path) -> dict[str, str]:
+def environment(folder: Path, apps: Path) -> dict[str, str]:
+    """Return the environment of every command: the app installed, homes in the folder."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("TACIT_")}
     return {
         **kept,
@@ -164,23 +165,23 @@ def _start_server(run: TacitRun, crew: Crew, environ: dict[str, str]) -> None:
     ports = free_ports(2)
     listen, enrolment = (f"127.0.0.1:{port}" for port in ports)
     addresses = ["--listen", listen, "--enrolment-listen", enrolment]
-    _verb(["server", "init", "--name", "127.0.0.1", *addresses], environ)
+    run_verb(["server", "init", "--name", "127.0.0.1", *addresses], environ)
     text = SERVER_TOML.format(listen=listen, enrolment=enrolment, journal=run.journal)
     (crew.folder / "server" / "server.toml").write_text(text, encoding="utf-8")
-    crew.start(SERVER, [_program(), "server", "start"], environ=environ)
+    crew.start(SERVER, [program(), "server", "start"], environ=environ)
     for port in ports:
         wait_for_port(port, crew, timeout_s=START_TIMEOUT_S)
 
 
 def _start_client(run: TacitRun, crew: Crew, environ: dict[str, str], *, index: int) -> None:
     name, home = f"client{index}", crew.folder / f"client{index}"
-    invited = _verb(["server", "invite", name, "--role", "client", "--json"], environ)
+    invited = run_verb(["server", "invite", name, "--role", "client", "--json"], environ)
     token = str(json.loads(invited)["token"])
     own = {**environ, "TACIT_CLIENT_HOME": str(home)}
-    _verb(["client", "join", token], own)
+    run_verb(["client", "join", token], own)
     text = CLIENT_TOML.format(journal=run.journal, clients=run.clients)
     (home / "client.toml").write_text(text, encoding="utf-8")
-    crew.start(name, [_program(), "client", "start"], environ=own)
+    crew.start(name, [program(), "client", "start"], environ=own)
 
 
 def _submit(run: TacitRun, folder: Path, environ: dict[str, str], report: Path) -> str:
@@ -199,18 +200,19 @@ def _submit(run: TacitRun, folder: Path, environ: dict[str, str], report: Path) 
     )
     path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
-    answer = _verb(["run", "submit", str(path), "--json"], environ)
+    answer = run_verb(["run", "submit", str(path), "--json"], environ)
     return str(json.loads(answer)["run_id"])
 
 
-def _program() -> str:
+def program() -> str:
+    """Return the path of the ``tacit`` command."""
     return str(shutil.which("tacit", path=os.path.dirname(sys.executable)) or "tacit")  # noqa: PTH120
 
 
-def _verb(arguments: list[str], environ: dict[str, str]) -> str:
+def run_verb(arguments: list[str], environ: dict[str, str]) -> str:
     """Run a ``tacit`` command and return what it printed."""
     done = subprocess.run(
-        [_program(), *arguments],
+        [program(), *arguments],
         env=environ,
         capture_output=True,
         text=True,
@@ -228,10 +230,11 @@ class RunWatch:
 
     def __init__(self, run_id: str, crew: Crew, environ: dict[str, str]) -> None:
         self._crew = crew
-        self._path = crew.folder / "watch.log"
+        name = f"watch-{run_id}"
+        self._path = crew.folder / f"{name}.log"
         self._offset_s = time.time() - time.monotonic()
-        command = [_program(), "run", "watch", run_id, "--json"]
-        crew.start("watch", command, environ=environ, may_end=True)
+        command = [program(), "run", "watch", run_id, "--json"]
+        crew.start(name, command, environ=environ, may_end=True)
 
     def rounds(self) -> list[dict[str, float]]:
         """Return the rounds that have ended, with times of CLOCK_MONOTONIC."""
