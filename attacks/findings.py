@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from tacit.core.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tacit.attacks.plans import AuditPlan
 
 _DIGITS = 6  # of a figure in JSON: more would say where it was computed
@@ -61,13 +63,19 @@ class PointFinding:
     Attributes:
         threshold: where the threshold comes from.
         asked_fpr: what it was chosen for.
-        fpr, tpr: what came of it.
+        fpr: what came of it, at this threshold.
+        tpr: what came of it: at a realistic threshold, there; at an optimistic one, at the FPR
+            asked for, whichever threshold has it.
+        non_members_above: how many the threshold lets pass: what the point rests on.
         precisions: one per prior of the plan.
         is_resolvable: whether one non-member or more is expected above the threshold.
         supports_gate: whether ten or more are.
         chance: of as many members or more, if the score told nothing (optimistic, resolvable).
         is_evidence: whether that is below the corrected level.
         least_evident_tpr: what would have been called evidence here; None: nothing would.
+        corrected_tpr: where the TPR lies, at the corrected level; None: the point was not tested.
+        corrected_fpr: where the FPR does, if the two being apart is the test; None: another is, and
+            ``corrected_tpr`` is at the FPR asked for.
     """
 
     threshold: Threshold
@@ -77,9 +85,21 @@ class PointFinding:
     precisions: tuple[PrecisionFinding, ...]
     is_resolvable: bool
     supports_gate: bool
+    non_members_above: int
     chance: float | None = None
     is_evidence: bool = False
     least_evident_tpr: float | None = None
+    corrected_tpr: Estimate | None = None
+    corrected_fpr: Estimate | None = None
+
+    @property
+    def strength(self) -> tuple[float, float]:
+        """By what factor the TPR surely exceeds the FPR (1: none is sure), and what was needed."""
+        if self.corrected_tpr is None:
+            return 1.0, 0.0
+        fpr = self.asked_fpr if self.corrected_fpr is None else self.corrected_fpr.high
+        sure = max(1.0, self.corrected_tpr.low / fpr)
+        return sure, self.tpr.value / (self.least_evident_tpr or 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +108,14 @@ class AucFinding:
 
     Attributes:
         area: with its interval.
+        corrected: the same at the corrected level.
         chance: of that area or more, if the score told nothing.
         is_evidence: whether that is below the corrected level.
         least_evident: the smallest area that would have been called evidence.
     """
 
     area: Estimate
+    corrected: Estimate
     chance: float
     is_evidence: bool
     least_evident: float
@@ -171,8 +193,24 @@ class ProbeFinding:
     @property
     def best(self) -> PointFinding | None:
         """The point of evidence that exceeds chance by the largest factor, as far as is sure."""
-        found = [point for point in self.points if point.is_evidence]
-        return max(found, key=lambda point: point.tpr.low / point.asked_fpr, default=None)
+        return strongest_point(self.points)
+
+
+def strongest_point(points: Sequence[PointFinding]) -> PointFinding | None:
+    """Return the point of evidence of the largest :attr:`PointFinding.strength`; None: none is."""
+    found = [point for point in points if point.is_evidence]
+    return max(found, key=lambda point: point.strength, default=None)
+
+
+def strongest_of(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
+    """Return the evidence that exceeds chance by the largest factor; AUC alone comes last."""
+
+    def strength(finding: ProbeFinding) -> tuple[float, ...]:
+        best = finding.best
+        return (*((1.0, 0.0) if best is None else best.strength), finding.auc.corrected.low)
+
+    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
+    return max(evident, key=strength, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 A bound from one run holds only if nobody could choose the bits by what came out. So:
 
 1. Bits and salt come from the operating system's generator, one fair bit a canary.
-2. Before the first round the owner publishes SHA-256(salt || bits || design), each part of known
-   length, and the design fixes whatever else an auditor could otherwise choose afterwards: how many
-   canaries of each kind, the seed of their directions and rows, the number of guesses.
+2. Before any weights are sent the owner publishes SHA-256(salt || bits || design), each part of
+   known length, and the design fixes whatever else an auditor could otherwise choose afterwards:
+   how many canaries of each kind, the seed of their directions and rows, the number of guesses.
 3. After the last round the owner opens salt and bits, and whoever holds the commitment verifies
    them before a score is looked at.
 

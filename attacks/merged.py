@@ -37,6 +37,8 @@ from tacit.attacks.findings import (
     ProbeFinding,
     Skipped,
     Threshold,
+    strongest_of,
+    strongest_point,
 )
 from tacit.attacks.histograms import ScoreHistogram
 from tacit.attacks.merged_null import null_test
@@ -52,12 +54,14 @@ from tacit.attacks.wording import (
     inconclusive_line,
     overall_line,
     power_line,
+    thin_notes,
 )
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from tacit.attacks.binned import BinnedPoint
     from tacit.attacks.points import Interval
     from tacit.core.audit_spec import AuditSpec
 
@@ -134,7 +138,7 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
     doubts = tuple(doubt for doubt, holds in ((VOID, void), (ALL_NOISE, not found)) if holds)
     if void:
         found = [_voided(finding, VOID.why) for finding in found]
-    strongest = _strongest(found)
+    strongest = strongest_of(found)
     if doubts:
         outcome, line = Outcome.INCONCLUSIVE, inconclusive_line(doubts, ())
     else:
@@ -162,7 +166,9 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
 def is_evidence(roc: BinnedRoc, *, level: float) -> bool:
     """Whether the area, or the TPR at any FPR asked for, is more than chance at this level."""
     return _area_is_evidence(roc, level) or any(
-        _point_is_evidence(roc, fpr, level) for fpr in FPRS if _is_resolvable(roc, fpr)
+        _is_apart(roc.tpr_at(fpr, confidence=1.0 - level))
+        for fpr in FPRS
+        if _is_resolvable(fpr, roc.non_members)
     )
 
 
@@ -180,16 +186,16 @@ def _curves(
 
 
 def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, counted: Counted) -> ProbeFinding:
-    level = merged.correction.level_each
+    level, tests = merged.correction.level_each, merged.correction.tests
     auc = _auc_finding(roc, level)
-    points = tuple(_point(roc, fpr, level) for fpr in FPRS)
-    evident = auc.is_evidence or any(point.is_evidence for point in points)
-    best = max(
-        (point for point in points if point.is_evidence),
-        key=lambda point: point.tpr.low / point.asked_fpr,
-        default=None,
+    points = tuple(_point(roc, fpr, level=level, others=counted.others) for fpr in FPRS)
+    best = strongest_point(points)
+    evident = auc.is_evidence or best is not None
+    line = (
+        evidence_line(auc, best, counted, tests=tests)
+        if evident
+        else power_line(auc, points, counted)
     )
-    line = evidence_line(auc, best) if evident else power_line(auc, points, counted)
     return ProbeFinding(
         probe=name,
         source=SCALES[name].source,
@@ -201,7 +207,7 @@ def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, counted: Counted) -
         balanced_accuracy=_balanced_accuracy(roc),
         points=points,
         curve=_curve(roc),
-        notes=(_note(roc, merged),),
+        notes=(_note(roc, merged), *thin_notes(points, counted)),
     )
 
 
@@ -220,6 +226,7 @@ def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
     interval = roc.auc_interval()
     return AucFinding(
         area=_estimate(roc.auc, interval),
+        corrected=_estimate(roc.auc, _area_at_level(roc, level)),
         chance=_chance_of_area(roc),
         is_evidence=_area_is_evidence(roc, level),
         least_evident=_null_curve(roc).auc_interval(confidence=1.0 - 2.0 * level).high,
@@ -227,7 +234,11 @@ def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
 
 
 def _area_is_evidence(roc: BinnedRoc, level: float) -> bool:
-    return roc.auc_interval(confidence=1.0 - 2.0 * level).low > 0.5  # one side of the interval
+    return _area_at_level(roc, level).low > 0.5
+
+
+def _area_at_level(roc: BinnedRoc, level: float) -> Interval:
+    return roc.auc_interval(confidence=1.0 - 2.0 * level)  # one of its ends makes the test
 
 
 def _chance_of_area(roc: BinnedRoc) -> float:
@@ -260,7 +271,7 @@ def pooled_shares(histogram: ScoreHistogram) -> np.ndarray:
     return shares
 
 
-def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
+def _point(roc: BinnedRoc, fpr: float, *, level: float, others: int) -> PointFinding:
     point = roc.tpr_at(fpr)
     for_precision = roc.tpr_at(fpr, confidence=0.975)
     precisions = []
@@ -268,7 +279,7 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         each = for_precision.precision(prior)
         value = None if each.value is None else _estimate(each.value, each.interval)
         precisions.append(PrecisionFinding(prior=prior, precision=value))
-    resolvable = _is_resolvable(roc, fpr)
+    resolvable, tested = _is_resolvable(fpr, others), roc.tpr_at(fpr, confidence=1.0 - level)
     return PointFinding(
         threshold=Threshold.OPTIMISTIC,
         asked_fpr=fpr,
@@ -277,19 +288,21 @@ def _point(roc: BinnedRoc, fpr: float, level: float) -> PointFinding:
         precisions=tuple(precisions),
         is_resolvable=resolvable,
         supports_gate=point.supports_gate,
-        is_evidence=resolvable and _point_is_evidence(roc, fpr, level),
+        non_members_above=math.floor(fpr * others + 1e-9),
+        is_evidence=resolvable and _is_apart(tested),
         least_evident_tpr=roc.least_tpr_above(fpr, confidence=1.0 - level) if resolvable else None,
+        corrected_tpr=_at_fpr(tested.tpr, tested.tpr_interval) if resolvable else None,
+        corrected_fpr=_at_fpr(fpr, tested.fpr_interval) if resolvable else None,
     )
 
 
-def _point_is_evidence(roc: BinnedRoc, fpr: float, level: float) -> bool:
+def _is_apart(point: BinnedPoint) -> bool:
     """Whether the intervals of TPR and FPR are apart: each is wrong there half of the level."""
-    point = roc.tpr_at(fpr, confidence=1.0 - level)
     return point.tpr_interval.low > point.fpr_interval.high
 
 
-def _is_resolvable(roc: BinnedRoc, fpr: float) -> bool:
-    return fpr * roc.non_members >= 1.0 - 1e-9
+def _is_resolvable(fpr: float, others: float) -> bool:
+    return fpr * others >= 1.0 - 1e-9
 
 
 def _balanced_accuracy(roc: BinnedRoc) -> float:
@@ -309,16 +322,6 @@ def _curve(roc: BinnedRoc) -> tuple[tuple[float, float], ...]:
     ]
     pairs = [(0.0, 0.0), *zip(rates[0].tolist(), rates[1].tolist(), strict=True)]
     return (*pairs[:-1], (1.0, 1.0))
-
-
-def _strongest(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
-    def strength(finding: ProbeFinding) -> tuple[float, float]:
-        best = finding.best
-        factor = 0.0 if best is None else best.tpr.low / best.asked_fpr
-        return factor, finding.auc.area.low
-
-    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
-    return max(evident, key=strength, default=None)
 
 
 def _voided(finding: ProbeFinding, reason: str) -> ProbeFinding:

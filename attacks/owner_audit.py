@@ -20,7 +20,7 @@ from tacit.attacks.histograms import positions
 from tacit.attacks.plans import PLANS
 from tacit.attacks.probe import Evidence
 from tacit.attacks.registry import MEMBERSHIP
-from tacit.attacks.report_form import as_report
+from tacit.attacks.report_form import as_report, split_sha256
 from tacit.attacks.runner import run_audit
 from tacit.attacks.score_bins import SCALES
 from tacit.attacks.subject import Records, subject_of_model, without_overlap
@@ -120,6 +120,7 @@ def local_report(model: nn.Module, sets: PreparedSets, spec: RunSpec) -> dict[st
             "files": {
                 "model": audit.model_sha256,
                 "recipe": specification_sha256(canonical_json(recipe)).hex(),
+                "split": split_sha256(recipe),
             },
             "dropped_overlap": sides.dropped,
             "versions": versions(),

@@ -124,7 +124,8 @@ class OperatingPoint:
         """Return where the TPR at this threshold lies.
 
         Also for an optimistic point: its threshold depends on the non-members alone. What is not
-        certain there is the FPR, which :meth:`fpr_interval` shows.
+        certain there is the FPR, which :meth:`fpr_interval` shows; where the TPR lies at the FPR
+        asked for is :meth:`tacit.attacks.statistics.Roc.tpr_interval_at`.
         """
         return clopper_pearson(self.true_positives, self.members, confidence=confidence)
 

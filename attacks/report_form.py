@@ -10,11 +10,32 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from tacit.core.specification import to_plain
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tacit.core.specification import RunSpec
+
 SCHEMA, VERSION = "tacit-audit-report", 1
 CANARY_SCHEMA, CANARY_VERSION = "tacit-canary-report", 1
+
+
+def split_sha256(run: RunSpec) -> str:
+    """Return the hash, in hex, of all that decides which of an owner's records a run trains on.
+
+    Two runs of the same, at the same owner with the same records, have the same members
+    (learning/splits.py).
+    """
+    training = run.training
+    decides = {
+        "data_set": run.data_set,
+        "data": to_plain(run.data),
+        "unit": to_plain(run.privacy.unit),
+        "split": None if training is None else [training.seed, training.validation_fraction],
+    }
+    text = json.dumps(decides, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_report(

@@ -16,6 +16,7 @@ from tacit.attacks.findings import (
     ReferenceFinding,
     SelfTestFinding,
     Skipped,
+    strongest_of,
 )
 from tacit.attacks.null_check import self_test
 from tacit.attacks.points import clopper_pearson
@@ -83,18 +84,17 @@ def result_of(
     """
     plan, is_member = trail.plan, trail.arrangement.is_member
     others = int((~is_member).sum())
-    tests = number_of_tests(len(plan.probes), plan.fprs, non_members=others)
-    level = LEVEL / tests
+    correction = _correction(number_of_tests(len(plan.probes), plan.fprs, non_members=others))
     scored = [trail.scored[name] for name in plan.probes if name in trail.scored]
     if not _agrees(trail.references):
         scored = [each.without_stand_ins() for each in scored]
-    tested = self_test(scored, is_member, plan=plan, level=level, seed=seed)
+    tested = self_test(scored, is_member, plan=plan, level=correction.level_each, seed=seed)
     found = [
-        finding_of(each, is_member, trail.arrangement.columns, plan=plan, level=level)
+        finding_of(each, is_member, trail.arrangement.columns, plan=plan, correction=correction)
         for each in scored
     ]
     found = [_judged(finding, tested, trail.references) for finding in found]
-    strongest = _strongest(found)
+    strongest = strongest_of(found)
     if strongest is not None:
         exposed = exposed_of(
             trail.scored[strongest.probe],
@@ -122,13 +122,17 @@ def result_of(
         skipped=_skipped(trail, interrupted=interrupted),
         self_test=tested,
         references=trail.references,
-        correction=Correction(
-            method="Bonferroni over every probe's AUC and every resolvable FPR of the plan",
-            level=LEVEL,
-            tests=tests,
-            level_each=level,
-        ),
+        correction=correction,
         limits=LIMITS,
+    )
+
+
+def _correction(tests: int) -> Correction:
+    return Correction(
+        method="Bonferroni over every probe's AUC and every resolvable FPR of the plan",
+        level=LEVEL,
+        tests=tests,
+        level_each=LEVEL / tests,
     )
 
 
@@ -155,18 +159,6 @@ def _judged(
 
 def _agrees(references: ReferenceFinding | None) -> bool:
     return references is None or references.agrees
-
-
-def _strongest(found: Sequence[ProbeFinding]) -> ProbeFinding | None:
-    """Return the finding that exceeds chance by the largest factor; AUC alone comes last."""
-    evident = [finding for finding in found if finding.outcome is Outcome.EVIDENCE]
-
-    def strength(finding: ProbeFinding) -> tuple[float, float]:
-        best = finding.best
-        factor = 0.0 if best is None else best.tpr.low / best.asked_fpr
-        return factor, finding.auc.area.low
-
-    return max(evident, key=strength, default=None)
 
 
 def _doubts(

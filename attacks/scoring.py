@@ -14,6 +14,7 @@ import numpy as np
 from tacit.attacks.breakdown import SliceRow, most_exposed, slice_table
 from tacit.attacks.findings import (
     AucFinding,
+    Correction,
     Estimate,
     ExposedFinding,
     Outcome,
@@ -22,6 +23,7 @@ from tacit.attacks.findings import (
     ProbeFinding,
     SliceFinding,
     Threshold,
+    strongest_point,
 )
 from tacit.attacks.significance import (
     chance_of_auc,
@@ -30,7 +32,7 @@ from tacit.attacks.significance import (
     least_evident_tpr,
 )
 from tacit.attacks.statistics import realised, roc_of, thresholds_from_references
-from tacit.attacks.wording import Counted, evidence_line, power_line
+from tacit.attacks.wording import Counted, evidence_line, power_line, thin_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +89,7 @@ def finding_of(
     slices: Mapping[str, np.ndarray],
     *,
     plan: AuditPlan,
-    level: float,
+    correction: Correction,
 ) -> ProbeFinding:
     """Return what one probe found.
 
@@ -96,12 +98,12 @@ def finding_of(
         is_member: bool ``(n,)``, of all audited records.
         slices: texts ``(n,)`` by column, of all audited records.
         plan: which rates, priors and slices.
-        level: of each test.
+        correction: how many tests the plan makes, and the level of each.
 
     Raises:
         DataError: a score is no number (``E-AUDIT-SCORES``).
     """
-    membership = is_member[scored.rows]
+    membership, level = is_member[scored.rows], correction.level_each
     roc = roc_of(scored.scores, membership)
     auc = _auc_finding(roc, level)
     optimistic = tuple(_optimistic(roc, fpr, plan, level) for fpr in plan.fprs)
@@ -109,15 +111,19 @@ def finding_of(
     points = (*optimistic, *realistic)
     fpr = max(plan.fprs, key=lambda rate: -abs(rate - _SLICES_FPR))
     shared = thresholds.get(fpr, roc.tpr_at(fpr).threshold)
-    found = [point for point in optimistic if point.is_evidence]
-    best = max(found, key=lambda point: point.tpr.low / point.asked_fpr, default=None)
+    best = strongest_point(optimistic)
     evident = best is not None or auc.is_evidence
     counted = Counted(members=roc.members, others=roc.non_members)
+    line = (
+        evidence_line(auc, best, counted, tests=correction.tests)
+        if evident
+        else power_line(auc, optimistic, counted)
+    )
     return ProbeFinding(
         probe=scored.probe,
         source=scored.source,
         outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
-        line=evidence_line(auc, best) if evident else power_line(auc, optimistic, counted),
+        line=line,
         members=roc.members,
         non_members=roc.non_members,
         auc=auc,
@@ -127,7 +133,7 @@ def finding_of(
         slices=_slices(scored, membership, slices, threshold=shared, least=plan.least_slice),
         slices_fpr=fpr,
         slices_threshold=Threshold.REALISTIC if fpr in thresholds else Threshold.OPTIMISTIC,
-        notes=_notes(roc, level),
+        notes=(*_notes(roc, level), *thin_notes(optimistic, counted)),
     )
 
 
@@ -169,6 +175,7 @@ def _auc_finding(roc: Roc, level: float) -> AucFinding:
     chance = chance_of_auc(roc.auc, **counts)
     return AucFinding(
         area=_estimate(roc.auc, roc.auc_interval()),
+        corrected=_estimate(roc.auc, roc.auc_interval(confidence=1.0 - level)),
         chance=chance,
         is_evidence=chance <= level,
         least_evident=least_evident_auc(**counts, level=level),
@@ -187,11 +194,21 @@ def _chance(point: OperatingPoint) -> float:
 
 def _optimistic(roc: Roc, fpr: float, plan: AuditPlan, level: float) -> PointFinding:
     point = roc.tpr_at(fpr)
+    found = replace(
+        _point(point, Threshold.OPTIMISTIC, plan),
+        tpr=_estimate(point.tpr, roc.tpr_interval_at(fpr)),
+    )
     if not point.is_resolvable:
-        return _point(point, Threshold.OPTIMISTIC, plan)
-    least = least_evident_tpr(fpr, members=roc.members, non_members=roc.non_members, level=level)
-    return _point(
-        point, Threshold.OPTIMISTIC, plan, chance=_chance(point), level=level, least=least
+        return found
+    chance = _chance(point)
+    return replace(
+        found,
+        chance=chance,
+        is_evidence=chance <= level,
+        least_evident_tpr=least_evident_tpr(
+            fpr, members=roc.members, non_members=roc.non_members, level=level
+        ),
+        corrected_tpr=_estimate(point.tpr, roc.tpr_interval_at(fpr, confidence=1.0 - level)),
     )
 
 
@@ -214,15 +231,7 @@ def _realistic(
     return points, thresholds
 
 
-def _point(
-    point: OperatingPoint,
-    threshold: Threshold,
-    plan: AuditPlan,
-    *,
-    chance: float | None = None,
-    level: float = 0.0,
-    least: float | None = None,
-) -> PointFinding:
+def _point(point: OperatingPoint, threshold: Threshold, plan: AuditPlan) -> PointFinding:
     asked = point.fpr if point.asked_fpr is None else point.asked_fpr
     precisions = [point.precision(prior) for prior in plan.priors]
     return PointFinding(
@@ -239,9 +248,7 @@ def _point(
         ),
         is_resolvable=point.is_resolvable,
         supports_gate=point.supports_gate,
-        chance=chance,
-        is_evidence=chance is not None and chance <= level,
-        least_evident_tpr=least,
+        non_members_above=int(point.false_positives),
     )
 
 

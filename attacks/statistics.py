@@ -13,6 +13,7 @@ Promises:
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize, special
 
-from tacit.attacks.points import CONFIDENCE, Interval, OperatingPoint
+from tacit.attacks.points import CONFIDENCE, Interval, OperatingPoint, clopper_pearson
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,6 +120,19 @@ class Roc:
         if not 0 <= fpr <= 1:
             raise ValueError(f"expected an FPR from 0 to 1, got {fpr}")
         allowed = math.floor(fpr * self.non_members + 1e-9)
+        found, threshold = self._found(allowed)
+        return OperatingPoint(
+            threshold=threshold,
+            true_positives=found,
+            false_positives=float(allowed),
+            members=self.members,
+            non_members=self.non_members,
+            asked_fpr=fpr,
+            is_optimistic=True,
+        )
+
+    def _found(self, allowed: int) -> tuple[float, float]:
+        """Return the members above the threshold that lets so many others pass, and that."""
         step = int(np.searchsorted(self.false_positives, allowed, side="right")) - 1
         found, threshold = self.true_positives[step], self.thresholds[step]
         if self.false_positives[step] < allowed:
@@ -127,15 +141,39 @@ class Roc:
                 self.false_positives[step + 1] - self.false_positives[step]
             )
             found = found + share * (self.true_positives[step + 1] - found)
-        return OperatingPoint(
-            threshold=float(threshold),
-            true_positives=float(found),
-            false_positives=float(allowed),
-            members=self.members,
-            non_members=self.non_members,
-            asked_fpr=fpr,
-            is_optimistic=True,
-        )
+        return float(found), float(threshold)
+
+    def tpr_interval_at(self, fpr: float, *, confidence: float = CONFIDENCE) -> Interval:
+        """Return where the TPR at this very FPR lies, whichever threshold has it.
+
+        The interval of :meth:`tpr_at` holds for its threshold, whose own FPR the non-members leave
+        open. Of n of them, Binomial(n, fpr) score above the threshold that truly has this FPR
+        (equally: the FPR at the j-th largest score is Beta(j, n - j + 1)). Where surely more than j
+        do, the members above the (j + 1)-th largest non-member are also above that threshold; where
+        surely at most j do, no more members are above it than those. Each end is wrong by its count
+        of non-members at most a quarter of the error, and by the members' interval (Clopper &
+        Pearson 1934) what that leaves of a half. It assumes no shape of the scores; where the
+        non-members are too few to say anything, its low end is 0.
+        """
+        if not 0 <= fpr <= 1:
+            raise ValueError(f"expected an FPR from 0 to 1, got {fpr}")
+        half = (1.0 - confidence) / 2.0
+
+        def at_most(count: int) -> float:
+            return float(special.bdtr(count, self.non_members, fpr))
+
+        counts = range(self.non_members + 1)
+        fewest = bisect.bisect_right(counts, half / 2.0, key=at_most) - 1  # -1: none is sure
+        most = bisect.bisect_left(counts, 1.0 - half / 2.0, key=at_most)
+        low, high = 0.0, self._rate_end(most, tail=half - (1.0 - at_most(most))).high
+        if fewest >= 0:
+            low = self._rate_end(fewest, tail=half - at_most(fewest)).low
+        return Interval(low=low, high=high, confidence=confidence)
+
+    def _rate_end(self, allowed: int, *, tail: float) -> Interval:
+        """Return where the TPR lies where so many others pass, each end wrong that often."""
+        found, _ = self._found(allowed)
+        return clopper_pearson(min(found, self.members), self.members, confidence=1.0 - 2.0 * tail)
 
 
 def newcombe_interval(

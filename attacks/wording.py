@@ -1,7 +1,9 @@
 """The sentences of a report: what was found, or how little would have been seen.
 
 Promises: "no evidence" never stands without its power, "inconclusive" never without its reason and
-what would change it, and no sentence says that a model is safe.
+what would change it, and no sentence says that a model is safe. Evidence stands with the interval,
+or the limit, of the very test that made it so: what was picked among many tests is stated at the
+level of one of them. A number that noise has blurred never looks exact.
 """
 
 from __future__ import annotations
@@ -80,11 +82,52 @@ def untrainable(message: str) -> Doubt:
     )
 
 
-def evidence_line(auc: AucFinding, best: PointFinding | None) -> str:
-    """Say what was found."""
+def evidence_line(
+    auc: AucFinding, best: PointFinding | None, counted: Counted, *, tests: int
+) -> str:
+    """Say what was found, corrected for all the tests that it was picked from.
+
+    Where the exact test sees what the interval at the FPR asked for leaves open, since few
+    non-members say where that FPR is, the test's own limit is told in place of the interval.
+    """
+    corrected = f"(corrected for {tests} tests)"
     if best is not None:
-        return f"evidence: at FPR {percent(best.asked_fpr)} finds {_interval(best.tpr)} of members"
-    return f"evidence: AUC {_area(auc.area)}, and at no FPR asked for more members than by chance"
+        return f"evidence: {_found(best)} {corrected}{_thin(best, counted)}"
+    area = _area(auc.corrected)
+    if auc.corrected.low <= 0.5:
+        area = f"{auc.area.value:.3f}, and chance gives less than {auc.least_evident:.3f}"
+    return f"evidence: AUC {area} {corrected}, and at no FPR asked for more members than by chance"
+
+
+def _found(point: PointFinding) -> str:
+    fpr = percent(point.asked_fpr)
+    if point.corrected_fpr is not None:
+        fpr = _interval(point.corrected_fpr)
+    if point.corrected_tpr is not None and point.strength[0] > 1.0:
+        return f"at FPR {fpr} finds {_interval(point.corrected_tpr)} of members"
+    limit = percent(point.least_evident_tpr or 0.0)
+    return f"at FPR {fpr} finds {percent(point.tpr.value)} of members, and chance less than {limit}"
+
+
+def _thin(point: PointFinding, counted: Counted) -> str:
+    if point.non_members_above > 1:
+        return ""
+    return f"; that FPR rests on {_non_members(point, counted)}"
+
+
+def thin_notes(points: Sequence[PointFinding], counted: Counted) -> tuple[str, ...]:
+    """Say which FPRs rest on one non-member or none."""
+    return tuple(
+        f"FPR {percent(point.asked_fpr)} rests on {_non_members(point, counted)}"
+        for point in points
+        if point.non_members_above <= 1
+    )
+
+
+def _non_members(point: PointFinding, counted: Counted) -> str:
+    if counted.standard_error:
+        return "about 1 non-member at most"
+    return "1 non-member" if point.non_members_above else "no non-member"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +164,7 @@ def power(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> 
         point = min(visible, key=lambda point: point.asked_fpr)
         said.append(
             f"at FPR {percent(point.asked_fpr)} a TPR of {percent(point.least_evident_tpr or 0.0)} "
-            f"or more would have been seen"
+            f"or more would have been seen{_thin(point, counted)}"
         )
     else:
         said.append("no TPR at an FPR asked for could have been seen")

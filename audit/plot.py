@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from tacit.audit.claims import said, weakest
 from tacit.core.errors import UnavailableError
 from tacit.core.files import replacing
 
@@ -18,10 +20,13 @@ PLOT_NAME = "roc.svg"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
 _MOST_CURVES = len(_COLOURS)
 _BASELINE = "loss"  # what other attacks must beat
+_CLAIM_POINTS = 100  # of a line that log-log axes bend
 
 
 def save_roc(path: Path, report: Report) -> None:
     """Draw the strongest curves of a report, the first with its 95 % band, and the chance line.
+
+    Where the model claims an epsilon, also the line that no attack surely exceeds if it holds.
 
     The same report gives the same bytes.
 
@@ -60,6 +65,7 @@ def draw(axes: Any, report: Report) -> None:  # noqa: ANN401 - matplotlib's axes
         if place == 0:
             _intervals(axes, probe, least)
     axes.plot([least, 1.0], [least, 1.0], color="k", lw=1.0, linestyle="--", label="chance")
+    _claim(axes, report, least)
     axes.axvline(1.0 / max(1, others), color="0.6", lw=0.8, linestyle=":", label="1 non-member")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -80,6 +86,23 @@ def _drawn(report: Report) -> list[Mapping[str, Any]]:
     )
     baseline = [each for each in ranked[_MOST_CURVES - 1 :] if each["probe"] == _BASELINE]
     return [*ranked[: _MOST_CURVES - len(baseline)], *baseline]
+
+
+def _claim(axes: Any, report: Report, least: float) -> None:  # noqa: ANN401
+    """Draw TPR = e^epsilon FPR + delta, the most that any attack has where the claim holds.
+
+    Wasserman & Zhou 2010, theorem 2.4; Kairouz, Oh & Viswanath 2015, theorem 2.1.
+    """
+    claims = report.get("claims", [])
+    claim = weakest(claims)
+    if claim is None:
+        return
+    span = -math.log(least)
+    fpr = [math.exp(span * (step / _CLAIM_POINTS - 1.0)) for step in range(_CLAIM_POINTS + 1)]
+    factor = math.exp(min(claim["epsilon"], span))  # beyond that it is 1 from the left end on
+    tpr = [min(1.0, factor * rate + claim["delta"]) for rate in fpr]
+    label = f"claim: TPR \u2264 e^epsilon FPR + delta,\n{said(claims)}".replace(", the", ",\nthe")
+    axes.plot(fpr, tpr, color="k", lw=1.4, linestyle="-.", label=label)
 
 
 def _intervals(axes: Any, probe: Mapping[str, Any], least: float) -> None:  # noqa: ANN401

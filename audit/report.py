@@ -25,9 +25,11 @@ from tacit.core.files import write_atomic
 from tacit.core.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tacit.attacks.findings import AuditResult
+    from tacit.audit.claims import Claim
 
 REPORT_NAME = "report.json"
 CANARIES_NAME = "canaries.json"
@@ -54,15 +56,19 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def report_of(result: AuditResult, provenance: Provenance) -> dict[str, Any]:
+def report_of(
+    result: AuditResult, provenance: Provenance, *, claims: Sequence[Claim] = ()
+) -> dict[str, Any]:
     """Return the report of an audit as plain JSON.
 
     Args:
         result: of :func:`tacit.attacks.runner.run_audit`, on files at hand.
         provenance: what it was made of.
+        claims: what the model claims (audit/claims.py); may be none.
     """
     scope = {"records": "files at hand", "is_merged": False, "is_noised": False}
-    return as_report(to_json(result), scope=scope, provenance=plain(provenance))
+    report = as_report(to_json(result), scope=scope, provenance=plain(provenance))
+    return {**report, "claims": list(claims)} if claims else report
 
 
 def report_bytes(report: Report) -> bytes:

@@ -9,8 +9,9 @@ finished.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -121,6 +122,15 @@ def run(
             "manifest says, else 1).",
         ),
     ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            "--claim",
+            metavar="EPSILON,DELTA[,UNIT]",
+            help="What the model claims, for the plot (default: what the run folder's manifest "
+            "says; of RUN, what its owners' ledgers say).",
+        ),
+    ] = None,
     plan: Annotated[
         str, typer.Option("--plan", help=f"How hard to look: {', '.join(PLANS)}.")
     ] = "quick",
@@ -173,11 +183,12 @@ def run(
         raise UsageError("E-AUDIT-PLAN", f"expected a plan, {', '.join(PLANS)}, got {plan!r}")
     configure_logging("audit", level="WARNING")
     if federated:
-        files = (members, nonmembers, population, model, recipe, folder, predictions)
+        files = (members, nonmembers, population, model, recipe, folder, predictions, claim)
         if any(each is not None for each in files):
             raise UsageError(
                 "E-AUDIT-FILES",
-                f"expected RUN or files, got both: the records of {federated} stay where they are",
+                f"expected RUN or files, got both: the records of {federated} stay where they are, "
+                "and its owners say what it claims",
                 hint="tacit audit run --help",
             )
         terms = FederatedTerms(
@@ -203,6 +214,7 @@ def run(
         run_folder=folder,
         predictions=predictions,
         owners=owners,
+        claim=claim,
         plan=PLANS[plan],
         probes=tuple(probe or ()),
         slices=tuple(slice_by or ()),
@@ -247,9 +259,9 @@ def canaries(
 ) -> None:
     """Test a run's epsilon by a twin: the run once more, with canaries in; its model is discarded.
 
-    Each owner who agrees puts in canaries by secret fair bits, commits to the bits before round 1,
-    and opens them at the end. It costs each owner a run of its own, and needs room: canaries count
-    towards the `records` that client.toml declares.
+    Each owner who agrees puts in canaries by secret fair bits, commits to the bits with their yes,
+    and opens them at the end. It costs each owner a run of its own, and needs the room that they
+    keep: `max_canaries` of the `records` that client.toml declares.
     """
     configure_logging("audit", level="WARNING")
     terms = TwinTerms(run=run, directions=directions, mislabelled=mislabelled, seed=seed)
@@ -269,17 +281,27 @@ def show(
         typer.Option("--out", help="With RUN: folder of the report (default: audits/AUDIT)."),
     ] = None,
     *,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compute what canaries said again from what owners opened (exit code 5 if it "
+            "comes out otherwise).",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show a report: the strongest finding, its power, what was skipped, then every probe.
 
     Of a RUN, that of its latest finished audit, with what left each owner for it, and what canaries
-    said of its claim. It is kept with its curves in the folder --out, as `tacit audit run` without
-    --detach does.
+    said of its claim: every audit by canaries, of which the worst is shown in full. It is kept with
+    its curves in the folder --out, as `tacit audit run` without --detach does.
     """
     if is_run(report):
         where = Where(profile=profile, home=home, out=out)
         value = report_of_run(report, where)
+        if verify:
+            _verify_canaries(value)
         if value["schema"] != CANARY_SCHEMA:
             show_kept(value, where, json=json)
             return
@@ -287,12 +309,34 @@ def show(
         raise UsageError("E-OPTIONS", f"expected --out with a RUN, got the report {report} itself")
     else:
         value = read_report(Path(report))
+        if verify:
+            _verify_canaries(value)
     if json:
         emit(value, json=True)
     elif value["schema"] == CANARY_SCHEMA:
         show_canaries(value)
     else:
         show_report(value)
+
+
+def _verify_canaries(report: Mapping[str, Any]) -> None:
+    """Compute the canary part of a report again, and say so.
+
+    Raises:
+        UsageError: it has none.
+        TrustError: something does not follow from what was opened.
+    """
+    from tacit.attacks.canary_report import verify_report  # noqa: PLC0415 - torch: two seconds
+
+    canaries = report if report["schema"] == CANARY_SCHEMA else report.get("canaries")
+    if canaries is None:
+        raise UsageError("E-OPTIONS", "expected --verify with a report on canaries, got another")
+    bounds = verify_report(canaries)
+    typer.echo(
+        f"Verified {canaries['canary_run']}: the commitments of {len(canaries['owners'])} owners, "
+        f"{bounds} bounds and the verdict follow from what was opened.",
+        err=True,
+    )
 
 
 @app.command()

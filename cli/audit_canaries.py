@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tacit.attacks.claim import Claim
     from tacit.cli.audit_federation import Where
     from tacit.protos.control_client import ControlClient
-    from tacit.protos.control_pb2 import ShowRunReply
+    from tacit.protos.control_pb2 import Run, ShowRunReply
 
 _INITIAL = "initial.safetensors"
 
@@ -93,6 +93,7 @@ def _submitted(client: ControlClient, terms: TwinTerms) -> str:
     found = client.find_run(terms.run)
     shown = client.show(found.run_id)
     run = from_plain(json_module.loads(shown.specification), RunSpec)
+    _verify_testable(found, run)
     owners, claim = _claims(shown)
     counts = (terms.directions, terms.mislabelled)
     kinds = sum(count > 0 for count in counts)
@@ -128,10 +129,33 @@ def _submitted(client: ControlClient, terms: TwinTerms) -> str:
         return client.submit(Submission(canonical=canonical, source_toml=b"", initial=initial))
 
 
+def _verify_testable(found: Run, run: RunSpec) -> None:
+    """Refuse a twin of a run that has no claim to test yet, or none of its own.
+
+    Raises:
+        UsageError: it has not finished, or is an audit or a twin (``E-TWIN-OF``).
+    """
+    what, hint = "", ""
+    if run.audit is not None:
+        what, hint = f"an audit of {run.audit.run}", f"tacit audit canaries {run.audit.run}"
+    elif run.discards_model and run.canaries is not None:
+        of = run.canaries.run
+        what = f"a twin of {of}" if of else "a planned run's twin"
+        hint = f"Another twin: tacit audit canaries {of}" if of else ""
+    elif found.status != "finished":
+        what, hint = found.status, f"To wait for its end: tacit run watch {found.run_id}"
+    if what:
+        raise UsageError(
+            "E-TWIN-OF",
+            f"expected a training run that has finished, got {found.run_id}, which is {what}",
+            hint=hint,
+        )
+
+
 def _claims(shown: ShowRunReply) -> tuple[int, Claim | None]:
     """Return how many owners have claimed, and the largest of their claims on what was trained on.
 
-    A run that has not begun has none: then half of the canaries is guessed.
+    A run without noise has none: then half of the canaries is guessed, and owners refuse.
     """
     from tacit.attacks.claim import Claim  # noqa: PLC0415 - see _submitted
 

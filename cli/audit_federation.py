@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tacit.audit.claims import claims_in
 from tacit.audit.report import parse_report, write_report
 from tacit.cli.audit_view import plot_report, show_report
 from tacit.cli.canary_files import canaries_of
@@ -252,8 +253,12 @@ def _audited_by(shown: ShowRunReply) -> str | None:
 def _fetched(client: ControlClient, audit_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = parse_report(_pulled(client, audit_id, _REPORT, Path(folder)).read_bytes())
-    canaries = canaries_of(client, report["federation"]["run"])
-    return report if canaries is None else {**report, "canaries": canaries}
+    audited = report["federation"]["run"]
+    manifest = client.show(audited).manifest_json
+    claims = claims_in(json_module.loads(manifest)) if manifest else []
+    canaries = canaries_of(client, audited)
+    parts = {"claims": claims or None, "canaries": canaries}
+    return {**report, **{name: part for name, part in parts.items() if part is not None}}
 
 
 def _pulled(client: ControlClient, run_id: str, name: str, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import platform
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tacit.attacks.files import load_model, load_predictions, load_records
 from tacit.attacks.reference_cache import ReferenceCache
 from tacit.attacks.runner import run_audit, verify_probes
 from tacit.attacks.subject import Subject, subject_of_model, without_overlap
+from tacit.audit.claims import claims_in, parse_claim
 from tacit.audit.report import Provenance, report_of, write_report
 from tacit.cli.audit_progress import AuditProgress
 from tacit.cli.audit_view import plot_report
@@ -33,7 +34,13 @@ from tacit.core.specification import RunSpec, canonical_json, specification_sha2
 from tacit.simulation.new_folder import NewFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tacit.attacks.plans import AuditPlan
+    from tacit.audit.claims import Claim
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,7 @@ class Request:
         run_folder: holds both.
         predictions: a file, instead of all of these.
         owners: how many owners the run averaged in a round; None: as the run folder says.
+        claim: what the model claims, as people write it; None: as the run folder says.
         plan: which plan.
         probes: only these; empty for the plan's.
         slices: columns.
@@ -62,6 +70,7 @@ class Request:
     run_folder: Path | None
     predictions: Path | None
     owners: int | None
+    claim: str | None
     plan: AuditPlan
     probes: tuple[str, ...]
     slices: tuple[str, ...]
@@ -85,6 +94,7 @@ def audit_files(request: Request, *, quiet: bool) -> tuple[dict[str, Any], Path]
     if request.probes:
         plan = dataclasses.replace(plan, probes=tuple(dict.fromkeys(request.probes)))
     verify_probes(plan.probes)
+    claims = _claims(request)
     folder = request.out or Path("audits") / f"{plan.name}-{secrets.token_hex(4)}"
     with NewFolder(folder) as new_folder, AuditProgress(quiet=quiet) as progress:
         subject, provenance = _subject(request)
@@ -96,7 +106,7 @@ def audit_files(request: Request, *, quiet: bool) -> tuple[dict[str, Any], Path]
             cache=None if request.cache is None else ReferenceCache(folder=request.cache),
             workers=request.workers,
         )
-        report = report_of(result, provenance)
+        report = report_of(result, provenance, claims=claims)
         make_private_folder(folder)
         new_folder.keep()
         write_report(folder, report)
@@ -165,16 +175,32 @@ def _owners(request: Request) -> int:
     """Return how many owners a round averaged: as asked, as the manifest says, or one."""
     if request.owners is not None or request.run_folder is None:
         return request.owners or 1
+    return _of_manifest(
+        request.run_folder,
+        lambda told: max(1, *(len(entry["cohort"]) for entry in told["rounds"])),
+        otherwise=1,
+    )
+
+
+def _claims(request: Request) -> list[Claim]:
+    """Return what the model claims: as said, as the manifest says, or nothing."""
+    if request.claim is not None:
+        return [parse_claim(request.claim)]
+    if request.run_folder is None:
+        return []
+    return _of_manifest(request.run_folder, claims_in, otherwise=[])
+
+
+def _of_manifest(run_folder: Path, read: Callable[[dict[str, Any]], _T], *, otherwise: _T) -> _T:
     try:
-        rounds = json.loads(RunFolder(request.run_folder).manifest.read_bytes())["rounds"]
-        return max(1, *(len(entry["cohort"]) for entry in rounds))
+        return read(json.loads(RunFolder(run_folder).manifest.read_bytes()))
     except FileNotFoundError:
-        return 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return otherwise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnavailableError(
             "E-FILE-UNREADABLE",
-            f"expected a run's manifest.json in {request.run_folder}, got something else",
-            hint="Say it yourself: --owners N",
+            f"expected a run's manifest.json in {run_folder}, got something else",
+            hint="Say it yourself: --owners N, --claim EPSILON,DELTA",
         ) from error
 
 

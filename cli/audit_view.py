@@ -11,6 +11,7 @@ import typer
 
 from tacit.attacks.findings import Outcome
 from tacit.attacks.wording import Counted, selection_line
+from tacit.audit.claims import said
 from tacit.audit.plot import PLOT_NAME, save_roc
 from tacit.cli.canary_view import show_canaries
 from tacit.cli.output import visible
@@ -54,6 +55,10 @@ def show_report(report: Json) -> None:
         f"{_percent(correction['level'])}, over all {correction['tests']} tests of the plan "
         f"({correction['level_each']:.2g} each)."
     )
+    if report.get("claims"):
+        console.print(
+            f"Claim: {said(report['claims'])}; canaries test it, the plot shows its line."
+        )
     for line in _skipped(report):
         console.print(line)
     if report["probes"]:
@@ -130,7 +135,7 @@ def show_comparison(comparison: ReportComparison) -> None:
     for caveat in comparison.caveats:
         console.print(f"beware: {visible(caveat)}")
     if comparison.differences:
-        table = _table("probe", "figure", "first", "second", "second - first", "clear")
+        table = _table("probe", "figure", "first", "second", "second - first", "difference")
         for row in comparison.differences:
             value, low, high = row.change
             table.add_row(
@@ -139,7 +144,7 @@ def show_comparison(comparison: ReportComparison) -> None:
                 _interval(*row.first),
                 _interval(*row.second),
                 f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
-                "yes" if row.is_clear else "-",
+                "-" if row.standing is row.standing.NOT_APART else row.standing.value,
             )
         console.print(table)
     for line in comparison.not_comparable:
@@ -191,8 +196,7 @@ def _tpr(probe: Json, fpr: float, threshold: str) -> str:
     if point is None or not point["is_resolvable"]:
         return "-"
     mark = "*" if point["is_evidence"] and _counts(probe) else ""
-    low, high = 100.0 * point["tpr"]["low"], 100.0 * point["tpr"]["high"]
-    return f"{_percent(point['tpr']['value'])} [{low:.2g}, {high:.2g}]{mark}"
+    return f"{_percent(point['tpr']['value'])} {_ends(point['tpr'])}{mark}"
 
 
 def _counts(probe: Json) -> bool:
@@ -221,8 +225,9 @@ def _point(probe: Json, fpr: float, threshold: str) -> Json | None:
 
 def _checks(report: Json) -> Iterator[str]:
     yield (
-        "*: evidence. A dash: fewer than one non-member is expected there. realistic: at a "
-        "threshold chosen on reference models, with the FPR that came of it."
+        "*: evidence, by a test corrected for all of the plan; the intervals are of 95 %, each for "
+        "itself. A dash: fewer than one non-member is expected there. realistic: at a threshold "
+        "chosen on reference models, with the FPR that came of it."
     )
     test = report["self_test"]
     if test is not None:
@@ -242,6 +247,18 @@ def _checks(report: Json) -> Iterator[str]:
         )
         for note in references["notes"]:
             yield f"note: {visible(note)}"
+    yield from _notes(report["probes"])
+
+
+def _notes(probes: list[Json]) -> Iterator[str]:
+    """Yield one line per note, with the probes that it is about where it is not about all."""
+    by_note: dict[str, list[str]] = {}
+    for probe in probes:
+        for note in probe["notes"]:
+            by_note.setdefault(note, []).append(probe["probe"])
+    for note, names in by_note.items():
+        whose = "" if len(names) == len(probes) else f"{', '.join(names)}: "
+        yield f"note: {visible(whose + note)}"
 
 
 def _detail(report: Json) -> Iterator[str]:
@@ -249,8 +266,6 @@ def _detail(report: Json) -> Iterator[str]:
     if strongest is None:
         yield "Finding nothing is no proof: a stronger attack may find what these probes did not."
         return
-    for note in strongest["notes"]:
-        yield f"note: {visible(note)}"
     best = _best(strongest)
     priors = [
         f"{_percent(each['precision']['value'])} where {_percent(each['prior'])} are"
@@ -268,7 +283,7 @@ def _detail(report: Json) -> Iterator[str]:
         tpr = each["tpr"]
         yield (
             f"  {visible(each['column'])} {visible(each['value'])}: finds "
-            f"{_percent(tpr['value'])} [{100 * tpr['low']:.2g}, {100 * tpr['high']:.2g}] of "
+            f"{_percent(tpr['value'])} {_ends(tpr)} of "
             f"{each['members']} members at FPR {_percent(each['fpr']['value'])}"
         )
     rows = ", ".join(str(each["row"]) for each in strongest["exposed"])
@@ -279,7 +294,14 @@ def _detail(report: Json) -> Iterator[str]:
 def _best(probe: Json) -> Json:
     points: list[Json] = [p for p in probe["points"] if p["threshold"] == "optimistic"]
     found = [point for point in points if point["is_evidence"]]
-    return max(found or points[:1], key=lambda point: point["tpr"]["low"] / point["asked_fpr"])
+    return max(found or points[:1], key=_strength)
+
+
+def _strength(point: Json) -> tuple[float, float]:
+    """Return by which factors a point exceeds chance, as the report's own sentence weighs it."""
+    low = (point.get("corrected_tpr") or point["tpr"])["low"]
+    fpr = (point.get("corrected_fpr") or {"high": point["asked_fpr"]})["high"]
+    return max(1.0, low / fpr), point["tpr"]["value"] / (point["least_evident_tpr"] or 1.0)
 
 
 def _console() -> Console:
@@ -299,6 +321,12 @@ def _table(*columns: str) -> Table:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _ends(rate: Json) -> str:
+    """Return the ends of a rate's interval, in per cent: two digits, no more."""
+    ends = [f"{100.0 * rate[end]:.2g}".replace("1e+02", "100") for end in ("low", "high")]
+    return f"[{', '.join(ends)}]"
 
 
 def _percent(share: float) -> str:

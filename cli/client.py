@@ -21,6 +21,7 @@ from tacit.cli.backup import backup, restore
 from tacit.cli.node_status import show_status
 from tacit.cli.output import Table, emit, plain
 from tacit.client.audits import REPORT_NAMES
+from tacit.client.canaries import canary_notes
 from tacit.client.comparison import Home as ComparisonHome
 from tacit.client.comparison import OwnComparison, compare_at_home
 from tacit.client.configuration import (
@@ -33,19 +34,21 @@ from tacit.client.daemon import IDENTITY_FOLDER, SPLIT_KEY_NAME, assembled, run_
 from tacit.client.ledger_view import read_ledger
 from tacit.client.link import leave as leave_federation
 from tacit.client.local import ask_daemon
+from tacit.client.members import PinnedMembers, load_pinned
 from tacit.client.preflight import Finding, Grade, check_client
 from tacit.client.preparation import Report
 from tacit.client.runs import RUNS_FOLDER
 from tacit.client.status import (
     Connection,
     as_json,
+    cohort_status,
     read_status,
     resting,
     with_lapse,
     worker_notes,
 )
 from tacit.client.store import STORE_NAME, RunRecord, open_store
-from tacit.core.errors import ConfigError, TrustError, UnavailableError, UsageError
+from tacit.core.errors import ConfigError, TacitError, TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.fingerprint import fingerprint_of
 from tacit.core.identity import Role, parse_token
@@ -348,15 +351,24 @@ def _asked(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
         "unit": (json_module.loads(run.specification).get("privacy") or {}).get("unit"),
         "epsilon": run.epsilon,
         **_evaluation_cost(run),
+        **cohort_status(run, _pinned(state)),
         "cleaning": list(report.cleaning),
         "warnings": list(report.warnings),
         "model_notes": list(worker_notes(state.path, run.run_id)),
         "ended": run.ended,
         "ended_reason": run.ended_reason,
+        **_canary_notes(state, run),
         **_own_report(folder),
         "specification_sha256": run.specification_sha256.hex(),
         "asks": json_module.loads(run.specification),
     }
+
+
+def _pinned(state: StateDirectory) -> PinnedMembers | None:
+    """Return whom the owner has pinned; None if that cannot be read."""
+    with contextlib.suppress(TacitError):
+        return load_pinned(state.path, Membership(state.path / IDENTITY_FOLDER))
+    return None
 
 
 def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
@@ -364,6 +376,11 @@ def _repeated_by(state: StateDirectory, run: RunRecord) -> str | None:
     with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
         repeats = {each.specification_sha256: each.run_id for each in store.list_repeats()}
     return repeats.get(run.specification_sha256)
+
+
+def _canary_notes(state: StateDirectory, run: RunRecord) -> dict[str, Any]:
+    with contextlib.closing(open_store(state.path / STORE_NAME, read_only=True)) as store:
+        return canary_notes(store, run)
 
 
 def _evaluation_cost(run: RunRecord) -> dict[str, Any]:

@@ -8,6 +8,7 @@ says so above what can be read, ``verify`` names the entry, ``export`` writes no
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from tacit.cli.ledger_plot import plot_ledger
 from tacit.cli.output import Table, emit, plain, table_text, visible
 from tacit.client.daemon import IDENTITY_FOLDER
 from tacit.client.ledger_terms import on_declared_terms, read_declared
-from tacit.client.ledger_view import find_problem, noted_heads, open_to_read
+from tacit.client.ledger_view import find_problem, noted_heads, open_to_read, twins_in
 from tacit.core.errors import TrustError, UnavailableError, UsageError
 from tacit.core.files import write_atomic
 from tacit.core.keys import MemberKeys
@@ -65,7 +66,7 @@ def show(
     of client.toml now; where it is in force from the next charge only, a line says so. A ledger
     that does not hold is shown as far as it can be read, and ends in exit code 5.
     """
-    declared = read_declared(_folder(home))
+    declared, twins = read_declared(_folder(home)), twins_in(_folder(home))
     with _opened(home) as ledger:
         problem = find_problem(ledger, noted_heads(_folder(home)))
         known = ledger.data_sets()
@@ -86,12 +87,13 @@ def show(
         value = {
             "accounts": [_account_json(each.account) | {"note": each.note} for each in accounts],
             "entries": [_entry_json(entry) for entry in entries],
+            "twins": {run: of for run, of in twins.items() if run in map(_run_of, entries)},
             "problem": None if problem is None else problem.message,
             "code": None if problem is None else problem.code,
         }
         emit(value, json=True)
     else:
-        _show(accounts, entries, problem)
+        _show(accounts, entries, problem, twins=twins)
     if problem is not None:
         raise typer.Exit(problem.exit_code)
 
@@ -103,7 +105,13 @@ class _Shown(NamedTuple):
     note: str
 
 
-def _show(accounts: list[_Shown], entries: list[Entry], problem: TrustError | None) -> None:
+def _show(
+    accounts: list[_Shown],
+    entries: list[Entry],
+    problem: TrustError | None,
+    *,
+    twins: Mapping[str, str],
+) -> None:
     if problem is not None:
         typer.echo(
             f"WRONG: {visible(problem.message)} [{problem.code}]\n{problem.hint}\n"
@@ -120,14 +128,23 @@ def _show(accounts: list[_Shown], entries: list[Entry], problem: TrustError | No
             )
     typer.echo("\nEntries")
     typer.echo(table_text(_entries_table(entries)))
+    for line in _notes(entries, twins):
+        typer.echo(f"  {line}")
+    if problem is not None:
+        typer.echo(f"\nWRONG: {visible(problem.message)} [{problem.code}]")
+
+
+def _notes(entries: list[Entry], twins: Mapping[str, str]) -> Iterator[str]:
+    """Yield what the table of entries has no column for."""
+    for run in dict.fromkeys(map(_run_of, entries)):
+        if run in twins:
+            yield f"{run} is a twin of {twins[run]}: with canaries in it, its model is discarded"
     for entry in entries:
         if isinstance(entry.body, Abort):
             why = f"entry {entry.body.reserve} stays charged: {visible(entry.body.reason)}"
-            typer.echo(f"  {entry.sequence}: {why}")
+            yield f"{entry.sequence}: {why}"
         elif isinstance(entry.body, Restore):
-            typer.echo(f"  {entry.sequence}: {visible(entry.body.reason)}")
-    if problem is not None:
-        typer.echo(f"\nWRONG: {visible(problem.message)} [{problem.code}]")
+            yield f"{entry.sequence}: {visible(entry.body.reason)}"
 
 
 @app.command()
@@ -267,6 +284,11 @@ def _kept_head(path: Path, folder: Path) -> Head:
 def _data_set(entry: Entry) -> str | None:
     body = entry.body
     return body.charge.data_set if isinstance(body, Reserve) else getattr(body, "data_set", None)
+
+
+def _run_of(entry: Entry) -> str:
+    body = entry.body
+    return body.charge.run if isinstance(body, Reserve) else getattr(body, "run", "")
 
 
 def _account_json(account: Account) -> dict[str, Any]:

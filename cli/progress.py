@@ -90,7 +90,8 @@ class RoundProgress:
 
 def line_of(event: Event, rounds: int) -> str:
     """Return the line for an event, or nothing for one that is of no interest here."""
-    form = _LINES.get(event.kind)
+    code = event.fields.get("code")
+    form = _DENIED.get(event.kind) if code == "E-RUN-DENIED" else _LINES.get(event.kind)
     if form is None:
         return ""
     fields = {**event.fields, "rounds": rounds, "owners": len(event.fields.get("cohort") or ())}
@@ -113,6 +114,7 @@ _LINES = {
     EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
     EventKind.CANARIES_COMMITTED: "{member}: committed to canaries, {commitment}",
+    EventKind.CANARIES_ASKED: "{members} are to open their canaries; it waits up to {wait_s} s",
     EventKind.CANARIES_OPENED: "{line}",
     EventKind.NODE_LEFT: "{member}: its connection is lost {code}",
     EventKind.NODE_JOINED: "{member}: connected again",
@@ -121,6 +123,13 @@ _LINES = {
     EventKind.RUN_FINISHED: "finished after {rounds} rounds in {seconds} s",
     EventKind.RUN_FAILED: "failed: {reason} [{code}]",
     EventKind.RUN_STOPPED: "stopped: {reason}",
+}
+
+
+# What an owner's no to a run that goes on comes to; the decision itself is told apart.
+_DENIED = {
+    EventKind.NODE_LEFT: "{member}: takes no part any more, since its owner denied the run",
+    EventKind.REPLY_FAILED: "round {round}: {member} denied the run",
 }
 
 

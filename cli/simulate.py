@@ -166,7 +166,7 @@ def _owners(trial: Trial) -> list[Owner]:
     specification = trial.checked.specification
     rules = None if trial.owner is None else load_rules(trial.owner, specification)
     if specification.data is None:
-        return bare_owners(trial.clients, rules)
+        return bare_owners(specification, clients=trial.clients, rules=rules)
     own = trial.file.parent if rules is None or rules.data_set is None else rules.data_set.path
     return owners_in(
         trial.data or own,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tacit.client.canaries import verify_canaries
-from tacit.client.cohort import verify_members
-from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy
+from tacit.client.cohort import verify_aggregation
+from tacit.client.configuration import Approval, ApprovalRule, ClientConfig, Policy, RunKind
 from tacit.core.artifacts import sha256_app_files
 from tacit.core.errors import RefusedError
 from tacit.core.specification import (
@@ -33,7 +33,7 @@ from tacit.core.specification import (
 from tacit.privacy.spec import BUILT_MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from tacit.client.configuration import DataSet
 
@@ -79,6 +79,9 @@ class Offer:
         unaffordable: why the ledger has no place for the run; None if it has.
         unreadable: why a confined worker could not read the run's code; None if it could.
         unauditable: why this node has nothing to say in an audit of that run; None if it has.
+        pinned: names of the members that the owner has pinned, the node's own included; looked up
+            for a run with secure aggregation alone.
+        own_name: the node's name among them.
     """
 
     specification: RunSpec
@@ -87,6 +90,8 @@ class Offer:
     unaffordable: RefusedError | None = None
     unreadable: RefusedError | None = None
     unauditable: RefusedError | None = None
+    pinned: Collection[str] = ()
+    own_name: str = ""
 
 
 def app_of(specification: RunSpec) -> str:
@@ -332,8 +337,7 @@ def _cohort_is_large(offer: Offer, config: ClientConfig) -> None:
 
 
 def _aggregation_is_secure(offer: Offer, config: ClientConfig) -> None:
-    if offer.specification.audit is None:  # no run of this version sums securely
-        verify_members(None, (), config.policy.secure_aggregation)
+    verify_aggregation(offer, config.policy.secure_aggregation)
 
 
 def _app_is_allowed(offer: Offer, config: ClientConfig) -> None:
@@ -419,6 +423,7 @@ def _code_is_readable(offer: Offer, config: ClientConfig) -> None:
 
 
 RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
+    _aggregation_is_secure,  # first: a run among others is not for this owner to judge
     _audit_is_allowed,
     _canaries_are_allowed,
     _mode_is_accepted,
@@ -431,7 +436,6 @@ RULES: tuple[Callable[[Offer, ClientConfig], None], ...] = (
     _delta_is_small,
     _metrics_are_protected,
     _cohort_is_large,
-    _aggregation_is_secure,
     _app_is_allowed,
     _worker_is_confined,
     _code_is_readable,
@@ -472,8 +476,16 @@ def _fitting_rule(offer: Offer, config: ClientConfig) -> str | None:
     return None
 
 
+def _kind_of(specification: RunSpec) -> RunKind:
+    if specification.audit is not None:
+        return RunKind.AUDIT
+    return RunKind.TRAINING if specification.canaries is None else RunKind.CANARIES
+
+
 def _fits(offer: Offer, rule: ApprovalRule) -> bool:
     specification = offer.specification
+    if _kind_of(specification) not in rule.kinds:
+        return False
     if rule.data_sets and specification.data_set not in rule.data_sets:
         return False
     if rule.modes and specification.privacy.mode not in rule.modes:

@@ -17,6 +17,9 @@ Promises:
    known form, and never more than the file holds.
 4. A node that was restored releases nothing before the server has told it how far its ledger had
    come (``client/restored.py``).
+5. What a node remembers of secure sums is in no backup. In every run that the copy knows it takes
+   part in none any more, whatever the server says: an attempt may have been begun after the copy
+   was made, and is not begun again (``client/secure_guard.py``, rule 2).
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Canaries at the node: whether the owner allows them, and the bits that are drawn and kept.
 
-1. Owners allow canaries in client.toml, or there are none: ``allow_canaries`` under
-   ``[policy.audit]``. In a model that is released, at most 1 % of the declared records.
+1. Owners keep room for canaries in client.toml, or there are none: ``max_canaries`` of the data
+   set, of the records that it declares. In a model that is released, at most 1 % of these. Both are
+   public numbers: how many records there are has no part in the verdict on a run, which an auditor
+   would otherwise learn by asking for more and more. Real records have what is left, in every run.
 2. The node draws bits and salt from the operating system when a run is made ready, before its data
    are, and writes them into the run's folder, mode 0600. Drawn once, they stay: a restart finds
-   them. Their salted hash travels with the claim of every update.
+   them. Their salted hash travels with the owner's yes, before the run starts, and stays in the
+   decision log.
 3. Bits are opened to a query, after an update has left; once opened, the node trains no more in
    that run: whoever knows the bits must not choose what comes after.
 4. With the run they end, and the file is removed.
@@ -12,9 +15,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from tacit.attacks.inclusion import (
+    SALT_BYTES,
     Opening,
     draw_opening,
     encode_opening,
@@ -28,10 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tacit.client.configuration import ClientConfig
-    from tacit.client.store import Store
+    from tacit.client.store import RunRecord, Store
     from tacit.core.specification import RunSpec
 
 CANARIES_NAME = "canaries.json"
+COMMITTED = "committed"  # in the decision log: to which bits, as a salted hash
+_LINES = 100_000  # of the log that are looked through
 
 
 def verify_canaries(specification: RunSpec, config: ClientConfig) -> None:
@@ -40,20 +47,31 @@ def verify_canaries(specification: RunSpec, config: ClientConfig) -> None:
     Raises:
         RefusedError: E-POLICY-CANARIES, E-CANARIES-NO-ROOM or E-CANARIES-RELEASED.
     """
-    canaries = specification.canaries
-    if canaries is None:
+    canaries, name = specification.canaries, specification.data_set
+    data_set = config.data_sets.get(name)
+    if canaries is None or data_set is None:
         return
-    if not config.policy.audit.allow_canaries:
+    key = f"data_sets.{name}.max_canaries of client.toml"
+    if data_set.max_canaries == 0:
         raise RefusedError(
             "E-POLICY-CANARIES",
-            "policy.audit.allow_canaries of client.toml is false: no canaries go into a run here",
-            hint="The owner may allow them: allow_canaries = true under [policy.audit].",
+            f"{key} is 0: no canaries go into a run here",
+            hint=f"The owner may keep room for them: max_canaries under [data_sets.{name}].",
         )
-    data_set = config.data_sets.get(specification.data_set)
-    if data_set is not None:
-        owner_design(canaries, 0).verify_room(
-            records=0, declared=data_set.records, released=not canaries.twin
+    design = owner_design(canaries, 0)
+    if design.canaries > data_set.max_canaries:
+        raise RefusedError(
+            "E-CANARIES-NO-ROOM",
+            f"{key} keeps room for {data_set.max_canaries} canaries within the {data_set.records} "
+            f"declared records, the run asks for {design.canaries}",
+            hint="Ask for fewer canaries, or the owner for more room: max_canaries, and records "
+            "with it.",
         )
+    design.verify_room(
+        records=data_set.records - data_set.max_canaries,
+        declared=data_set.records,
+        released=not canaries.twin,
+    )
 
 
 def verify_may_ask(specification: RunSpec, store: Store, run_id: str, message_type: str) -> None:
@@ -95,6 +113,31 @@ def drawn_opening(folder: Path, specification: RunSpec, node_id: int) -> Opening
     opening = draw_opening(owner_design(specification.canaries, node_id))
     write_atomic(folder / CANARIES_NAME, encode_opening(opening))
     return opening
+
+
+def canary_notes(store: Store, run: RunRecord) -> dict[str, object]:
+    """Return what the decision log has of a run's canaries: to what the node committed, what left.
+
+    Returns:
+        ``commitment`` (hex) and, once they were opened, ``opened``: how many bits, bytes of salt
+        and sums over released gradients left, in how many bytes; nothing without canaries.
+    """
+    canaries = json.loads(run.specification).get("canaries")
+    if not canaries:
+        return {}
+    lines = store.list_decisions(limit=_LINES, run_id=run.run_id)
+    notes: dict[str, object] = {}
+    for line in lines:
+        if line.outcome == COMMITTED:
+            notes["commitment"] = line.reason
+        if line.outcome == "released" and line.message_type == "query":
+            notes["opened"] = {
+                "bits": canaries["directions"] + canaries["mislabelled"],
+                "salt_bytes": SALT_BYTES,
+                "sums": canaries["directions"],
+                "bytes": line.payload_bytes,
+            }
+    return {"canaries": notes} if notes else {}
 
 
 def held_opening(folder: Path) -> Opening | None:

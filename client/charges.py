@@ -200,7 +200,6 @@ class Charges:
             epsilon=self._spent(charge),
             delta=charge.delta,
             ledger=self.head(),
-            canary_commitment=release.canary_commitment,
         )
 
     def settle(self, specification: RunSpec, run_id: str, settling: Settling) -> None:

@@ -10,23 +10,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tacit.core.errors import RefusedError
+from tacit.core.secagg_spec import least_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
+    from tacit.client.approvals import Offer
     from tacit.client.configuration import SecureAggregationPolicy
+    from tacit.privacy.secagg.terms import Member
 
 _TABLE = "policy.secure_aggregation"
 
 
-def least_threshold(members: int) -> int:
-    """Return floor(2n/3) + 1, the threshold of a full graph of n members.
+def own_name_of(pinned: Mapping[str, Member], public_key: bytes) -> str:
+    """Return the name under which this node itself is among the pinned members; empty if none."""
+    return next((name for name, one in pinned.items() if one.enrolment_key == public_key), "")
 
-    Two sets of so many members have more than n/3 in common, so that no server can have two
-    stories signed unless more than a third of the members help it (Bonawitz et al. 2017,
-    doi:10.1145/3133956.3133982, section 6, active adversaries).
+
+def verify_included(names: Collection[str], own_name: str) -> None:
+    """Refuse a run that sums among others: this node's update would be in no sum.
+
+    Args:
+        names: the members among whom the run sums.
+        own_name: this node's.
+
+    Raises:
+        RefusedError: E-SECAGG-LEFT-OUT.
     """
-    return 2 * members // 3 + 1
+    if own_name not in names:
+        raise RefusedError(
+            "E-SECAGG-LEFT-OUT",
+            f"expected {own_name or 'this node'} among the members of the run, which sums among "
+            f"{len(names)} others",
+            hint="The run is not for this node, and nothing is asked of it. If it should be: the "
+            "operator submits a run that names it.",
+        )
 
 
 def verify_members(
@@ -45,7 +63,7 @@ def verify_members(
         policy: the owner's.
         threshold: of the run: so many members must answer before a sum is opened.
         safe_threshold: the least that is safe for the run's graph, where that is not a full one;
-            0 means :func:`least_threshold` of the members.
+            0 means floor(2n/3) + 1 of n members.
 
     Raises:
         RefusedError: E-SECAGG-REQUIRED, E-COHORT-TOO-SMALL, E-THRESHOLD-TOO-LOW or
@@ -84,5 +102,19 @@ def verify_members(
             f"{_TABLE}.require_pinned_members of client.toml is true, and not pinned here are: "
             f"{', '.join(unpinned)}",
             hint="Compare six words with their owners, on a channel that you trust, then: "
-            f"`tacit client members pin {unpinned[0]} WORD1 ... WORD6`.",
+            f"`tacit client members pin {unpinned[0]} WORD1 ... WORD6`, and approve the run.",
         )
+
+
+def verify_aggregation(offer: Offer, policy: SecureAggregationPolicy) -> None:
+    """Hold an offered run's secure aggregation, or its lack of any, against the owner's policy.
+
+    Raises:
+        RefusedError: as :func:`verify_included` and :func:`verify_members`.
+    """
+    secure = offer.specification.secure_aggregation
+    if secure is not None:
+        verify_included(secure.members, offer.own_name)
+        verify_members(secure.members, offer.pinned, policy, threshold=secure.threshold)
+    elif offer.specification.audit is None:
+        verify_members(None, (), policy)

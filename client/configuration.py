@@ -40,6 +40,14 @@ class Approval(enum.Enum):
     RULE = "rule"  # the policy itself, or one of its rules if there are any
 
 
+class RunKind(enum.Enum):
+    """What a run is for."""
+
+    TRAINING = "training"
+    CANARIES = "canaries"  # it has canaries in: a twin, or a run that is released with them
+    AUDIT = "audit"
+
+
 class Journal(enum.Enum):
     """What a stored update survives."""
 
@@ -56,6 +64,8 @@ class DataSet:
         format: csv, parquet, npz or images.
         records: a PUBLIC bound on the number of records; it scales the noise and the delta, so
             declare it once and never derive it from the file.
+        max_canaries: PUBLIC too: so many of ``records`` are kept for canaries, made-up units that
+            test what a run claims; 0 lets none in. Real records have the rest, in every run.
         delta: probability that the data set's bound fails, one for life; 0 leaves it to the first
             run that is charged. Below 1 / records.
         budget: largest epsilon over all runs together, at delta, for each record, or for each
@@ -73,6 +83,7 @@ class DataSet:
     path: Path
     format: DataFormat = DataFormat.CSV
     records: int
+    max_canaries: int = 0
     delta: float = 0.0
     budget: float = 10.0
     subject: str = ""
@@ -102,6 +113,8 @@ class DataSet:
             yield "format", f"images have no columns for {keys}"
 
     def _problems_of_terms(self) -> Iterator[tuple[str, str]]:
+        if not 0 <= self.max_canaries < max(self.records, 1):
+            yield "max_canaries", f"expected 0 or more, below records, got {self.max_canaries}"
         if self.records < 1:
             yield "records", f"expected a public bound of at least 1, got {self.records}"
         elif not 0 <= self.delta < 1.0 / self.records:
@@ -135,12 +148,14 @@ class ApprovalRule:
     """A kind of run that needs no person; everything that is declared must fit.
 
     Attributes:
+        kinds: what the run is for: training alone, unless audits and canaries are named as well.
         data_sets: names of data sets; empty means any.
         modes: privacy modes; empty means any that the policy accepts.
         max_epsilon: per run; 0 leaves the policy's own limit.
         max_rounds: per run; 0 leaves the platform's limit.
     """
 
+    kinds: tuple[RunKind, ...] = (RunKind.TRAINING,)
     data_sets: tuple[str, ...] = ()
     modes: tuple[PrivacyMode, ...] = ()
     max_epsilon: float = 0.0
@@ -163,14 +178,12 @@ class AuditPolicy:
         epsilon_for_results: most that the noised histograms of one audit may cost each record, or
             each subject where the subject column is declared; it counts towards the budget.
         allow_exact: whether counts may leave without noise, of a model that was trained without.
-        allow_canaries: whether runs may put made-up units beside the records, to test the claim.
     """
 
     allow: bool = False
     min_members: int = 2
     epsilon_for_results: float = 1.0
     allow_exact: bool = False
-    allow_canaries: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.min_members < 1:
@@ -338,6 +351,7 @@ SAMPLE = """\
 path = "data.csv"          # relative to this file
 format = "csv"             # csv, parquet, npz or images
 records = 1000             # a PUBLIC bound on the number of records; never derive it from the file
+# max_canaries = 0         # of `records`, kept for made-up units that test what a run claims
 # budget = 10.0            # largest epsilon over all runs together, for life
 # delta = 1e-4             # one for life, below 1 / records; without it, that of the first run
 # subject = "patient"      # whose record it is, if a person may have several
@@ -360,5 +374,4 @@ approve = "ask"            # a person: `tacit client approve RUN`; or "rule"
 # min_members = 2          # fewest owners whose answers an audit must merge
 # epsilon_for_results = 1  # most that one audit's noised histograms may cost; within the budget
 # allow_exact = false      # counts without noise, of a model that was trained without
-# allow_canaries = false   # made-up units in a run, to test what it claims: docs/canaries.md
 """

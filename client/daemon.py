@@ -39,6 +39,7 @@ from tacit.client.preparation import Preparation
 from tacit.client.renewal import keep_certificate
 from tacit.client.restored import confirm, read_mark
 from tacit.client.runs import Surroundings
+from tacit.client.secure_guard import open_guard
 from tacit.client.status import REVOKED, Connection, as_json, read_status
 from tacit.client.store import STORE_NAME, Decision, Store, open_store
 from tacit.client.workers import Workers
@@ -50,7 +51,6 @@ from tacit.core.specification import PrivacyMode, RunSpec
 from tacit.core.state import open_state
 from tacit.privacy.distributed.plan import epsilon_of_answers, plan_of_run
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
-from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
 from tacit.protos import fleet_pb2
 from tacit.protos.memory import keep_large_buffers
@@ -125,6 +125,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
     verify_ledger_there(state.path, heads)
     with naming_known(heads):
         ledger = Ledger.open(state.path / LEDGER_NAME, signer=keys.enrolment.sign, clock=time.time)
+    guard = open_guard(state.path, known_runs=[run.run_id for run in store.list_runs()])
     workers = Workers(state.path / "logs", policy=config.policy)
     preparation = Preparation()
     around = Surroundings(
@@ -140,7 +141,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         public_key=keys.enrolment_public_key,
         sign=keys.enrolment.sign,
         pinned=functools.partial(_pinned, state.path, membership),
-        guard=MemoryGuard(),
+        guard=guard,
     )
     try:
         with naming_known(heads):
@@ -163,6 +164,7 @@ def assembled(state: StateDirectory) -> Iterator[Assembled]:
         workers.close()
         store.close()
         ledger.close()
+        guard.close()
 
 
 def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:

@@ -19,7 +19,7 @@ from tacit.client.approvals import Judgement, Verdict
 from tacit.client.backoff import delays
 from tacit.client.delivery import CALL_TIMEOUT_S, Delivery, Download
 from tacit.client.identifiers import verify_message_id, verify_run_id
-from tacit.core.errors import ProtocolError, TacitError, UnavailableError
+from tacit.core.errors import ProtocolError, RefusedError, TacitError, UnavailableError
 from tacit.protos import fleet_pb2
 from tacit.protos.failures import error_from_rpc
 from tacit.protos.frames import CHUNK_BYTES, MAX_CHUNK_BYTES
@@ -163,12 +163,16 @@ class Dispatcher:
             specification_sha256=run.specification_sha256,
             verdict=_VERDICTS[judgement.verdict],
             code=judgement.code,
+            canary_commitment=await self._in_thread(self._node.canary_commitment, run_id),
         )
         try:
             await self.link.fleet.Decide(decision, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            code = error_from_rpc(error).code
-            logger.info("decision not delivered", extra={"fields": {"run": run_id, "code": code}})
+            failure = error_from_rpc(error)
+            fields = {"run": run_id, "code": failure.code}
+            logger.info("decision not delivered", extra={"fields": fields})
+            if isinstance(failure, RefusedError):
+                await self._in_thread(self._node.note_left_out, run_id, failure)
 
     def _start_message(self, run_id: str, message_id: str) -> None:
         running = self._messages.get(message_id)

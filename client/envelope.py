@@ -79,7 +79,6 @@ class Release:
         manifest: what the reply says that it contains.
         payload_bytes: size of the daemon's copy.
         payload_sha256: digest of the daemon's copy.
-        canary_commitment: what the node has committed to for its canaries; empty without any.
     """
 
     specification: RunSpec
@@ -94,7 +93,6 @@ class Release:
     manifest: records_pb2.Manifest
     payload_bytes: int
     payload_sha256: bytes
-    canary_commitment: bytes = b""
 
 
 def reply_schema(
@@ -186,8 +184,6 @@ def _app_unchanged(release: Release) -> None:
 
 def _asked(release: Release) -> None:
     _declared(release.specification, release.instruction.message_type)
-    if release.specification.canaries is not None and not release.policy.audit.allow_canaries:
-        raise RefusedError("E-POLICY-CANARIES", "the owner's policy allows canaries no longer")
     if release.instruction.message_type.partition(".")[0] == "evaluate":
         if release.specification.app is None and release.specification.evaluation.every == 0:
             raise RefusedError("E-REPLY-UNDECLARED", "the run declares no evaluation")

@@ -9,6 +9,7 @@ itself.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -99,6 +100,25 @@ def read_ledger(folder: Path) -> LedgerStatus:
         problem=f"{problem.message} [{problem.code}]" if problem else "",
         hint=problem.hint if problem else "",
     )
+
+
+def twins_in(folder: Path) -> dict[str, str]:
+    """Return the runs that this node knows as twins, whose models are discarded, by what they say.
+
+    Returns:
+        the tested run's id, or "a planned run", by the twin's id.
+    """
+    if not (folder / STORE_NAME).exists():
+        return {}
+    with contextlib.closing(open_store(folder / STORE_NAME, read_only=True)) as store:
+        runs = store.list_runs()
+    twins = {}
+    for run in runs:
+        with contextlib.suppress(ValueError):  # denied for this very reason
+            canaries = json.loads(run.specification).get("canaries") or {}
+            if canaries.get("twin"):
+                twins[run.run_id] = canaries["run"] or "a planned run"
+    return twins
 
 
 def open_to_read(folder: Path, *, signer: Signer = _refuse) -> Ledger:

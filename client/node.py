@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from tacit.client.approvals import WEIGHT, Judgement, Verdict, fingerprint_apps
 from tacit.client.audits import keep_report
-from tacit.client.canaries import CANARIES_NAME, verify_may_ask
+from tacit.client.canaries import CANARIES_NAME, verify_canaries, verify_may_ask
 from tacit.client.charges import Charges
 from tacit.client.envelope import Release, reply_schema, verify_permitted
 from tacit.client.identifiers import verify_message_id, verify_run_id
@@ -185,6 +185,16 @@ class Node:
         self._around.runner.end(run_id)
         return run.judgement
 
+    def canary_commitment(self, run_id: str) -> bytes:
+        """Return what the node commits to with its yes to a run with canaries; else nothing."""
+        run = self.store.load_run(run_id)
+        approved = run is not None and run.verdict is Verdict.APPROVED
+        return self._runs.commitment(run_id) if approved else b""
+
+    def note_left_out(self, run_id: str, error: RefusedError) -> None:
+        """Log that the server takes a yes for a no: the run goes on without this node."""
+        self._runs.log(run_id, "refused", code=error.code, reason=error.message)
+
     def verify_instruction(self, head: fleet_pb2.InstructionHead) -> None:
         """Check an instruction's head before its bytes are accepted.
 
@@ -250,6 +260,7 @@ class Node:
         release = self._release(head, run)
         verify_permitted(release)
         self._secure.verify_asked(head, release.specification)
+        verify_canaries(release.specification, self.config)
         verify_may_ask(release.specification, self.store, head.run_id, head.message_type)
         self.charges.verify_room(release)
         call = pipe_pb2.WorkerCall(instruction=head)
@@ -266,7 +277,7 @@ class Node:
         try:
             return self._called(release, call, payload, noising)
         except (AppError, ProtocolError, RefusedError) as error:
-            if noising is None or not conceals_failures(release.specification):
+            if not conceals_failures(release.specification):
                 raise
             verify_permitted(self._renewed(release))  # the owner's own no is no secret
             return self._replies.store_concealed(release, error)
@@ -391,7 +402,6 @@ class Node:
             manifest=records_pb2.Manifest(),
             payload_bytes=0,
             payload_sha256=b"",
-            canary_commitment=self._runs.commitment(specification, head.run_id),
         )
 
     def mark_received(self, message_id: str) -> None:
@@ -432,6 +442,8 @@ class Node:
             for name in (PREPARED_NAME, CANARIES_NAME):
                 (self._runs.run_folder(run_id) / name).unlink(missing_ok=True)
             shutil.rmtree(self._runs.scratch(run_id), ignore_errors=True)
+        if parse_specification(run.specification).secure_aggregation is not None:
+            self._secure.forget_run(run_id)
         return True
 
     @contextlib.contextmanager

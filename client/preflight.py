@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import verify_unit
+from tacit.client.canaries import verify_canaries
 from tacit.client.charges import head_of
 from tacit.client.configuration import (
     CHANGED,
@@ -321,7 +322,10 @@ def _reported(subject: str, report: Report) -> Iterator[Finding]:
 
 
 def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding:
-    what = f"{data_set.path} ({data_set.format.value}, at most {data_set.records} records)"
+    most, kept = data_set.records - data_set.max_canaries, ""
+    if data_set.max_canaries:
+        kept = f", {data_set.max_canaries} more declared for canaries (max_canaries)"
+    what = f"{data_set.path} ({data_set.format.value}, at most {most} records{kept})"
     if survey is None:
         return Finding(subject=subject, grade=Grade.OK, text=f"{what}: exists; not read: use --run")
     more = ", ..." if len(survey.columns) > _COLUMNS_SHOWN else ""
@@ -330,7 +334,7 @@ def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding
     if survey.records == 0:
         hint = "A run needs records: see `path`, `separator` and `header` in client.toml."
         return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
-    if survey.records > data_set.records:
+    if survey.records > most:
         hint = "More than declared: raise `records`; it bounds delta and scales every step."
         return Finding(subject=subject, grade=Grade.WRONG, text=text, hint=hint)
     return Finding(subject=subject, grade=Grade.OK, text=text)
@@ -350,6 +354,10 @@ def _run(config: ClientConfig, run: Path, *, confined: bool) -> Iterator[Finding
         verify_unit(specification, config.data_sets.get(specification.data_set))
     except TacitError as error:
         yield _wrong(f"unit of {run.name}", error)
+    try:
+        verify_canaries(specification, config)
+    except TacitError as error:
+        yield _wrong(f"canaries of {run.name}", error)
     yield from _contract(subject, specification, config)
 
 

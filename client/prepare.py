@@ -72,10 +72,11 @@ def prepare_data(job: PrepareJob) -> None:
         prepared,
         split,
         records=data_set.records,
+        reserved=data_set.max_canaries,
         subjects=clean.subjects if by_subject else None,
     )
     if job.opening is not None:
-        sets = _with_canaries(sets, specification, job.opening, records=len(prepared.labels))
+        sets = _with_canaries(sets, specification, job.opening, room=data_set.max_canaries)
     Report(
         cleaning=clean.notes, warnings=() if by_subject else _warnings(clean, data_set.subject)
     ).save(job.folder)
@@ -90,12 +91,12 @@ def prepare_data(job: PrepareJob) -> None:
 
 
 def _with_canaries(
-    sets: PreparedSets, specification: RunSpec, opening: Opening, *, records: int
+    sets: PreparedSets, specification: RunSpec, opening: Opening, *, room: int
 ) -> PreparedSets:
     """Return the two sides with the canaries that are in, which are trained on and never held out.
 
     Raises:
-        RefusedError: the declared bound on records has no room for them.
+        RefusedError: the room that is declared for them is too small.
     """
     from tacit.learning.mislabelled import (  # noqa: PLC0415 - see prepare_data
         mislabelled_from_ranges,
@@ -105,7 +106,7 @@ def _with_canaries(
 
     design = opening.design
     released = specification.canaries is None or not specification.canaries.twin
-    design.verify_room(records=records, declared=sets.records, released=released)
+    design.verify_room(records=sets.records - room, declared=sets.records, released=released)
     train = sets.train
     if design.mislabelled and specification.data is not None:
         rows = mislabelled_from_ranges(specification.data, design.mislabelled, seed=design.seed)

@@ -262,6 +262,9 @@ class Replies:
         self._keep_head()
         entry = _entry(head, reply, stored, at_s=now)
         decision = _decision(head, outcome, at_s=now, stored=stored)
+        if not stored.size:  # metrics alone travel in the manifest
+            size = charged.manifest.ByteSize()
+            decision = dataclasses.replace(decision, payload_bytes=size)
         old = self._store.load_reply(head.message_id)
         state = charged.state
         self._store.save_reply(

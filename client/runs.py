@@ -26,7 +26,8 @@ from tacit.client.approvals import (
     judge,
 )
 from tacit.client.audits import REPORT_FOLDER, verify_same_split, why_unauditable
-from tacit.client.canaries import drawn_opening, held_opening
+from tacit.client.canaries import COMMITTED, drawn_opening, held_opening
+from tacit.client.cohort import own_name_of
 from tacit.client.configuration import AppRule, ClientConfig
 from tacit.client.identifiers import flower_run_id, verify_run_id
 from tacit.client.placement import verify_readable
@@ -153,6 +154,7 @@ class Runs:
             parsed = parse_specification(specification)
             run = dataclasses.replace(run, name=parsed.name)
             run = dataclasses.replace(run, app_sha256=fingerprint_apps(parsed))
+            pinned = {} if parsed.secure_aggregation is None else self._around.pinned()
         except TacitError as error:
             problems = getattr(error, "problems", ())
             reason = "; ".join((error.message, *problems[:5]))
@@ -167,6 +169,8 @@ class Runs:
             ),
             unreadable=_unreadable(parsed, self._config),
             unauditable=why_unauditable(parsed, self._store, self._around.folder / RUNS_FOLDER),
+            pinned=pinned,
+            own_name=own_name_of(pinned, self._around.public_key),
         )
         judgement = self._repeated(run, judge(offer, self._config))
         reason = judgement.reason
@@ -215,7 +219,8 @@ class Runs:
                 approved_at_s=now,
             )
         )
-        self._log(run, "repeated", "later runs of this specification and these app files as well")
+        reason = "later runs of this specification and these app files as well"
+        self.log(run.run_id, "repeated", reason=reason)
 
     def withdraw(self, run_id: str) -> RunRecord | None:
         """Forget the approval of later runs like this one; return the run if there was one."""
@@ -223,12 +228,14 @@ class Runs:
         run = self._store.load_run(run_id)
         if run is None or not self._store.drop_repeat(run.specification_sha256):
             return None
-        self._log(run, "withdrawn", "later runs of this specification wait for a person again")
+        reason = "later runs of this specification wait for a person again"
+        self.log(run.run_id, "withdrawn", reason=reason)
         return run
 
-    def _log(self, run: RunRecord, outcome: str, reason: str) -> None:
+    def log(self, run_id: str, outcome: str, *, reason: str, code: str = "") -> None:
+        """Write a line on a run into the decision log."""
         now = self._around.clock()
-        line = Decision(at_s=now, run_id=run.run_id, outcome=outcome, reason=reason)
+        line = Decision(at_s=now, run_id=run_id, outcome=outcome, code=code, reason=reason)
         self._store.log_decision(line, keep=self._config.keep_decisions)
 
     def approved_by_hand(self, known: RunRecord) -> RunRecord:
@@ -293,6 +300,8 @@ class Runs:
             return
         make_private_folder(folder)
         opening = drawn_opening(folder, specification, self._node_id)
+        if opening is not None:
+            self.log(run.run_id, COMMITTED, reason=opening.commitment())
         self._around.prepare(
             PrepareJob(
                 specification=run.specification,
@@ -312,10 +321,8 @@ class Runs:
         for warning in Report.load(folder).warnings:
             logger.warning(warning, extra={"fields": {"run": run.run_id}})
 
-    def commitment(self, specification: RunSpec, run_id: str) -> bytes:
+    def commitment(self, run_id: str) -> bytes:
         """Return the salted hash of a run's canaries' bits; empty without canaries."""
-        if specification.canaries is None:
-            return b""
         opening = held_opening(self.run_folder(run_id))
         return b"" if opening is None else bytes.fromhex(opening.commitment())
 

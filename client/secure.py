@@ -150,7 +150,9 @@ class SecureSteps:
                 (``E-SECAGG-MODEL``).
         """
         in_session = head.HasField("secure")
-        wanted = specification.secure_aggregation is not None and head.message_type == "train"
+        wanted = specification.secure_aggregation is not None and (
+            head.message_type.partition(".")[0] == "train"
+        )
         if wanted and not in_session:
             raise RefusedError(
                 "E-SECAGG-REQUIRED",
@@ -216,6 +218,14 @@ class SecureSteps:
             ]
         for key in {*gone, *held}:
             self._drop(key)
+
+    def forget_run(self, run_id: str) -> None:
+        """Let the guard close a run for good.
+
+        Raises:
+            UnavailableError: the disk is full.
+        """
+        self._guard.forget_run(run_id)
 
     def _begin(self, head: InstructionHead, specification: RunSpec) -> bytes:
         secure = specification.secure_aggregation
@@ -318,6 +328,8 @@ class SecureSteps:
         vector = self._vector(live.session.terms, held, specification)
         message = live.session.mask(body, vector)
         live.masked = (head.message_id, head.attempt)
+        with self._changing:
+            del self._held[head.secure.session]
         return Part(body=message, vector=vector, release=held.release)
 
     def _vector(self, terms: Terms, held: Held, specification: RunSpec) -> Words:

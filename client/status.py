@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tacit.client.approvals import Verdict, app_of, apps_of, fingerprint_apps
+from tacit.client.members import Standing
 from tacit.client.runs import APP_CHANGED, parse_specification
 from tacit.core.errors import TacitError
 from tacit.core.logs import NOTE
+from tacit.core.members import MEMBERS_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tacit.client.members import PinnedMembers
     from tacit.client.store import Decision, OutboxEntry, Repeat, RunRecord, Store
 
 
@@ -152,6 +155,32 @@ def with_lapse(run: RunRecord, fingerprints: dict[tuple[str, ...], bytes]) -> Ru
         code="E-APPROVAL-APP",
         reason=APP_CHANGED.format(run_id=run.run_id),
     )
+
+
+def cohort_status(run: RunRecord, pinned: PinnedMembers | None) -> dict[str, Any]:
+    """Return among whom a run sums unseen, and how each stands here; nothing where it does not sum.
+
+    Args:
+        run: as it was offered.
+        pinned: whom the owner has pinned; None if that cannot be read.
+    """
+    try:
+        secure = parse_specification(run.specification).secure_aggregation
+    except TacitError:  # it was denied for this very reason, which is shown
+        return {}
+    if secure is None:
+        return {}
+    stands = {name: _standing(name, pinned) for name in secure.members}
+    return {"members": stands, "threshold": secure.threshold, "colluders": secure.colluders}
+
+
+def _standing(name: str, pinned: PinnedMembers | None) -> str:
+    if pinned is None:
+        return f"unknown: {MEMBERS_FILE} cannot be read"
+    if name == pinned.own_name:
+        return str(Standing.OWN.value)
+    standing = Standing.PINNED if name in pinned.keys else Standing.UNPINNED
+    return str(standing.value)
 
 
 def worker_notes(folder: Path, run_id: str) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ class Decision:
 
     Attributes:
         outcome: ``released``, ``refused``, ``failed`` or, for a run, its verdict, or ``repeated``
-            and ``withdrawn``, of the approval of later runs.
+            and ``withdrawn``, of the approval of later runs, or ``committed``, to canaries.
     """
 
     at_s: float

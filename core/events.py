@@ -34,8 +34,9 @@ class EventKind(enum.Enum):
     ``node_left``: member, node_id, code: its connection is lost, or it is out for good (the code
     says why; empty otherwise). ``node_refused``: member, node_id, code.
     ``node_decided``: member, node_id, verdict, code.
-    ``canaries_committed``: round, member, commitment. ``canaries_opened``: members, failed,
-    verdict, line. ``replayed``: round, messages.
+    ``canaries_committed``: member, node_id, commitment: before ``run_started``.
+    ``canaries_asked``: members, wait_s: who is to open, and how long that is waited for.
+    ``canaries_opened``: members, failed, verdict, line. ``replayed``: round, messages.
     """
 
     RUN_QUEUED = "run_queued"
@@ -55,6 +56,7 @@ class EventKind(enum.Enum):
     NODE_REFUSED = "node_refused"
     NODE_DECIDED = "node_decided"
     CANARIES_COMMITTED = "canaries_committed"
+    CANARIES_ASKED = "canaries_asked"
     CANARIES_OPENED = "canaries_opened"
     REPLAYED = "replayed"
 

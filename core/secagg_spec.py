@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tacit.core.specification import RunSpec
 
 LEAST_MEMBERS = 3  # of two, each knows the other's share of a sum
-MAX_MEMBERS = 10_000
+MAX_MEMBERS = 1_000  # the sparse graph above 200 is computed up to here (privacy/secagg/graph.py)
 MAX_STEPS_PER_ROUND = 10_000
 
 _PLAIN_BOUND = 4.0  # of ten owners with 1,000 records each, means are then exact to 2e-7
@@ -28,7 +28,12 @@ _MEMBER = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # core/keys.py
 
 
 def least_threshold(members: int) -> int:
-    """Return the fewest survivors with whom a sum may be opened: floor(2n / 3) + 1."""
+    """Return the fewest survivors with whom a sum may be opened: floor(2n / 3) + 1.
+
+    Two sets of so many members have more than n / 3 in common, so that no server can have two
+    stories signed unless more than a third of the members help it (Bonawitz et al. 2017,
+    doi:10.1145/3133956.3133982, section 6, active adversaries).
+    """
     return 2 * members // 3 + 1
 
 
@@ -40,7 +45,6 @@ class SecureAggregationSpec:
         members: names of all members, at least three; what is approved has them in order.
         threshold: t, the fewest survivors with whom a sum is opened; 0 is floor(2n / 3) + 1.
         colluders: a, members that may tell the server what they know, or add no noise.
-        neighbours: members with whom each shares masks; 0 is all of them, up to 200 members.
         steps_per_round: K, secure sums in one round; above 1 in mode ``record-distributed`` only.
         bound: R, largest size of a coordinate of one member's sum; 0 is max_records x clip, or the
             clip of a whole update. A silo clamps what is larger, which costs accuracy alone.
@@ -55,7 +59,6 @@ class SecureAggregationSpec:
     members: tuple[str, ...]
     threshold: int = 0
     colluders: int = 1
-    neighbours: int = 0
     steps_per_round: int = 1
     bound: float = 0.0
     max_records: int = 0
@@ -112,6 +115,10 @@ class SecureAggregationSpec:
             yield "secure_aggregation.max_records", "an update is bounded as a whole: remove this"
         if run.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED and self.bound:
             yield "secure_aggregation.bound", "privacy.clip bounds the update: remove this key"
+        for name, reply in run.results.items():
+            if name != "train" and (name.startswith("train") or reply.arrays != "none"):
+                text = "only replies to train are summed unseen: remove this, or its arrays"
+                yield f"results.{name}", text
         if run.app is not None and run.app.server:
             text = "a ServerApp of your own asks each client: name a strategy that needs the mean"
             yield "app.server", text
@@ -127,5 +134,3 @@ class SecureAggregationSpec:
         if not 1 <= self.colluders <= most:
             text = f"expected 1 to {most} of {count} members, got {self.colluders}"
             yield "colluders", f"{text}: each one knows its own noise, and more could open two sums"
-        if not 0 <= self.neighbours < count:
-            yield "neighbours", f"expected 0 (all) to {count - 1}, got {self.neighbours}"

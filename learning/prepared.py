@@ -80,7 +80,12 @@ class PreparedSets:
 
 
 def divide(
-    prepared: Prepared, split: Split, *, records: int, subjects: Sequence[str] | None = None
+    prepared: Prepared,
+    split: Split,
+    *,
+    records: int,
+    reserved: int = 0,
+    subjects: Sequence[str] | None = None,
 ) -> PreparedSets:
     """Put each record on its side.
 
@@ -88,6 +93,7 @@ def divide(
         prepared: the encoded records.
         split: their sides.
         records: the public bound that client.toml declares.
+        reserved: how many of them client.toml keeps for canaries.
         subjects: one name per record, where the run's unit is the subject; the names stay here.
 
     Raises:
@@ -96,7 +102,7 @@ def divide(
     """
     if subjects is not None and not split.by_subject:
         raise ValueError("expected a split by subject: another one may cut a subject in two")
-    verify_declared(len(prepared.labels), records)
+    verify_declared(len(prepared.labels), records, reserved=reserved)
     train, validation = (
         Examples(
             features=prepared.features[side],
@@ -110,16 +116,21 @@ def divide(
     )
 
 
-def verify_declared(count: int, records: int) -> None:
-    """Check that there are no more records than client.toml declares.
+def verify_declared(count: int, records: int, *, reserved: int = 0) -> None:
+    """Check that there are no more records than client.toml declares, less those for canaries.
+
+    The room for canaries is kept free in every run, whether it has some or not: what it comes to
+    depends on nothing that a run asks for.
 
     Raises:
         DataError: there are (``E-DATA-MORE-THAN-DECLARED``).
     """
-    if count > records:
+    if count > records - reserved:
+        kept = f" with {reserved} of {records} kept for canaries (max_canaries)" if reserved else ""
         raise DataError(
             "E-DATA-MORE-THAN-DECLARED",
-            f"expected at most {records} records, as client.toml declares, and there are more",
+            f"expected at most {records - reserved} records, as client.toml declares{kept}, and "
+            "there are more",
             hint="raise `records` of the data set: it bounds delta and scales every step",
         )
 

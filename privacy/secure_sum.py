@@ -23,6 +23,7 @@ from tacit.privacy.distributed.account import LARGEST, Rounding
 from tacit.privacy.distributed.encoding import decode, encode_total, encode_update
 from tacit.privacy.distributed.plan import distributed_plan
 from tacit.privacy.layout import Form, Layout
+from tacit.privacy.secagg.graph import graph_parameters
 from tacit.privacy.secagg.terms import Member, Terms
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class SecurePlan:
         secure: the run's table.
         scale: integers per unit.
         bound: largest size of a coordinate before scaling (R).
+        floor: fewest members whose sum is opened: with fewer a round would count as failed, and
+            be tried again, after its sum is known.
         clip: L2 bound of what is protected; 0 where nothing is noised here.
         noise: what each member adds; None where nothing is noised here.
     """
@@ -55,6 +58,7 @@ class SecurePlan:
     secure: SecureAggregationSpec
     scale: float
     bound: float
+    floor: int
     clip: float = 0.0
     noise: DistributedNoise | None = None
 
@@ -160,6 +164,7 @@ def _noised_plan(
         secure=secure,
         scale=noise.scale,
         bound=noise.bound,
+        floor=spec.participation.min_clients,
         clip=noise.clip,
         noise=noise,
     )
@@ -215,7 +220,11 @@ def _plain_plan(spec: RunSpec, secure: SecureAggregationSpec, arrays: Sequence[F
     bound = secure.coordinate_bound * most_weight
     count = len(secure.members)
     return SecurePlan(
-        layout=layout, secure=secure, scale=(LARGEST - count) / (count * bound), bound=bound
+        layout=layout,
+        secure=secure,
+        scale=(LARGEST - count) / (count * bound),
+        bound=bound,
+        floor=spec.participation.min_clients,
     )
 
 
@@ -246,6 +255,7 @@ def terms_of(
         steps: sums under the same keys.
     """
     secure = plan.secure
+    neighbours, shares = graph_parameters(len(members))
     purpose = hashlib.sha256(b"tacit train|" + specification_sha256).digest()
     return Terms(
         purpose=purpose,
@@ -254,14 +264,14 @@ def terms_of(
         attempt=attempt,
         members=tuple(sorted(members, key=lambda member: member.node_id)),
         dimension=plan.layout.length,
-        threshold=secure.threshold,
-        neighbours=secure.neighbours,
+        threshold=shares if neighbours else secure.threshold,
+        neighbours=neighbours,
         colluders=secure.colluders,
         scale=plan.scale,
         clip=plan.clip,
         local_sigma=0.0 if plan.noise is None else plan.noise.local_deviation,
         coordinate_bound=plan.bound,
-        floor=secure.threshold,
+        floor=max(plan.floor, secure.threshold),
         steps=steps,
     )
 

@@ -57,6 +57,14 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
         "the run that the audit names is no finished training run, or not as the audit describes",
         "`tacit run list` shows which have finished; `tacit audit run RUN` asks about one.",
     ),
+    "E-CANARIES-LATE": (
+        "the run with canaries had started before this node said yes: it goes on without the node",
+        "Owners commit to canaries before a run starts, or not at all: ask for another twin.",
+    ),
+    "E-CANARY-COMMITMENT": (
+        "the server has another commitment to canaries from this node: the run goes on without it",
+        "A node restored from a backup holds no bits and draws others: ask for another twin.",
+    ),
     "E-CERTIFICATE-EXPIRED": ("this member's certificate has ended", _ASK_OPERATOR),
     "E-CLIENTS-LIMIT": (
         "the federation is full",
@@ -114,6 +122,13 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # code: (what happened, what to do)
     "E-TOKEN-USED": ("the token has been used", _ASK_OPERATOR),
     "E-TOKEN-WITHDRAWN": ("a newer token replaced this one", "Use the newer token."),
     "E-TOKEN-WRONG": ("the server does not know this token", "Copy the whole token again."),
+    "E-TWIN-OF": (
+        "the run to be tested has not finished, or is an audit or a twin itself",
+        (
+            "Name a training run that has finished: `tacit run list`. A run that is only planned "
+            "gets its twin from [canaries] in its run.toml."
+        ),
+    ),
     "E-TWIN-RUN": (
         "the run with canaries is not, value by value, the run that it names",
         "`tacit audit canaries RUN` makes the twin of a run.",

@@ -158,7 +158,6 @@ class Claim(_message.Message):
     EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
-    CANARY_COMMITMENT_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """"record", "subject" or "client" """
     relation: _builtins.str
@@ -167,8 +166,6 @@ class Claim(_message.Message):
     epsilon: _builtins.float
     """of this run so far, on this side"""
     delta: _builtins.float
-    canary_commitment: _builtins.bytes
-    """SHA-256 of salt, bits and design; "" without canaries"""
     @_builtins.property
     def ledger(self) -> Global___LedgerHead:
         """after the charge"""
@@ -182,11 +179,10 @@ class Claim(_message.Message):
         epsilon: _builtins.float = ...,
         delta: _builtins.float = ...,
         ledger: Global___LedgerHead | None = ...,
-        canary_commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_commitment", b"canary_commitment", "delta", b"delta", "epsilon", b"epsilon", "ledger", b"ledger", "relation", b"relation", "side", b"side", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "ledger", b"ledger", "relation", b"relation", "side", b"side", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,7 +349,9 @@ Global___MessageClosed: _TypeAlias = MessageClosed  # noqa: Y015
 
 @_typing.final
 class RunEnded(_message.Message):
-    """The reason is what the operator said who stopped the run; empty otherwise."""
+    """The reason is what the operator said who stopped the run, or what canaries in it said of its
+    claim; empty otherwise.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -433,11 +431,14 @@ class Decision(_message.Message):
     SPECIFICATION_SHA256_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    CANARY_COMMITMENT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     specification_sha256: _builtins.bytes
     verdict: Global___Decision.Verdict.ValueType
     code: _builtins.str
     """why not: a stable E- code"""
+    canary_commitment: _builtins.bytes
+    """with a yes to canaries: SHA-256 of salt, bits, design"""
     def __init__(
         self,
         *,
@@ -445,10 +446,11 @@ class Decision(_message.Message):
         specification_sha256: _builtins.bytes = ...,
         verdict: Global___Decision.Verdict.ValueType = ...,
         code: _builtins.str = ...,
+        canary_commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "run_id", b"run_id", "specification_sha256", b"specification_sha256", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_commitment", b"canary_commitment", "code", b"code", "run_id", b"run_id", "specification_sha256", b"specification_sha256", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,11 +157,14 @@ class _AuditRun:
         return report_text(report)
 
     def _provenance(self) -> dict[str, Any]:
-        recipe = canonical_json(audited_run(self.task.specification))
+        from tacit.attacks.report_form import split_sha256  # noqa: PLC0415 - see report
+
+        recipe = audited_run(self.task.specification)
         return {
             "files": {
                 "model": self.audit.model_sha256,
-                "recipe": specification_sha256(recipe).hex(),
+                "recipe": specification_sha256(canonical_json(recipe)).hex(),
+                "split": split_sha256(recipe),
                 "audit": self.task.specification_sha256.hex(),
             },
             "dropped_overlap": 0,

@@ -104,10 +104,18 @@ def verify_twin(
         run_folder: what that run left.
 
     Raises:
+        UsageError: the run has not finished, or is an audit or a twin itself (``E-TWIN-OF``).
         RefusedError: it is another (``E-TWIN-RUN``), or begins with other weights
             (``E-AUDIT-MODEL``).
     """
-    if not is_twin_of(specification, from_plain(json.loads(run.specification), RunSpec)):
+    known = from_plain(json.loads(run.specification), RunSpec)
+    if run.status is not RunStatus.FINISHED or known.audit is not None or known.discards_model:
+        raise UsageError(
+            "E-TWIN-OF",
+            f"expected a training run that has finished and kept its model, got {run.run_id}, "
+            f"{run.status.value}",
+        )
+    if not is_twin_of(specification, known):
         raise RefusedError(
             "E-TWIN-RUN",
             f"expected {run.run_id} with canaries, and no evaluation or kept rounds, got another "

@@ -140,6 +140,18 @@ def decisions_of(store: Store, run_id: str) -> dict[int, NodeVerdict]:
         }
 
 
+def commitments_of(store: Store, run_id: str) -> dict[int, str]:
+    """Return what nodes have committed to for a run's canaries, in hex: each one's first word."""
+    query = (
+        sa.select(events.c.fields)
+        .where(events.c.run_id == run_id, events.c.kind == EventKind.CANARIES_COMMITTED.value)
+        .order_by(events.c.sequence.desc())
+    )
+    with store.reading() as connection:
+        told = [_fields(row.fields) for row in connection.execute(query)]
+    return {int(fields["node_id"]): str(fields["commitment"]) for fields in told}
+
+
 def plain_decisions(
     decisions: Mapping[int, NodeVerdict], names: Mapping[int, str]
 ) -> dict[str, dict[str, str]]:

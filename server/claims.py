@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _UNITS = frozenset(unit.value for unit in Unit)
 _RELATIONS = frozenset(relation.value for relation in Relation)
-_SHA256_BYTES = 32
 _SIDES = frozenset(side.value for side in Side)
 
 
@@ -29,8 +28,7 @@ def verify_claim(claim: fleet_pb2.Claim) -> None:
         ProtocolError: E-CLAIM-MALFORMED.
     """
     known = claim.unit in _UNITS and claim.relation in _RELATIONS and claim.side in _SIDES
-    committed = len(claim.canary_commitment) in (0, _SHA256_BYTES)
-    if not known or not committed or not claim.epsilon >= 0 or not 0 <= claim.delta < 1:
+    if not known or not claim.epsilon >= 0 or not 0 <= claim.delta < 1:
         raise ProtocolError(
             "E-CLAIM-MALFORMED", "expected a claim of unit, relation, side, epsilon and delta"
         )
@@ -44,7 +42,6 @@ def plain_epsilon(claim: fleet_pb2.Claim) -> float | None:
 def plain_claim(claim: fleet_pb2.Claim) -> dict[str, Any]:
     """Return a claim as the manifest shows it; bytes in hex."""
     head = claim.ledger
-    canaries = {"canaries": claim.canary_commitment.hex()} if claim.canary_commitment else {}
     return {
         "unit": claim.unit,
         "relation": claim.relation,
@@ -57,5 +54,4 @@ def plain_claim(claim: fleet_pb2.Claim) -> dict[str, Any]:
             "public_key": head.public_key.hex(),
             "signature": head.signature.hex(),
         },
-        **canaries,
     }

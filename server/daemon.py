@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import importlib.metadata
 import logging
 import secrets
@@ -185,12 +186,7 @@ class Daemon:
             grace_s=self._config.times.grace_s,
             tell=self.sessions.send,
             member=lambda node_id: self._names.get(node_id, str(node_id)),
-            directory=lambda: {
-                one.name: Member(
-                    node_id=node_id_of(one.enrolment_key), enrolment_key=one.enrolment_key
-                )
-                for one in membership.directory()
-            },
+            directory=functools.partial(_directory, membership),
             keep_head=heads.keep,
             changed=self._changed,
             now=time.time,
@@ -367,3 +363,11 @@ def _port_taken(address: str) -> UnavailableError:
         f"expected {address} to be free to listen on",
         hint="Stop what listens there, or change `listen` or `enrolment_listen` in server.toml.",
     )
+
+
+def _directory(membership: Membership) -> dict[str, Member]:
+    """Return the enrolled clients by name, as members of a secure sum."""
+    return {
+        one.name: Member(node_id=node_id_of(one.enrolment_key), enrolment_key=one.enrolment_key)
+        for one in membership.directory()
+    }

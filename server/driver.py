@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tacit.core.errors import UnavailableError
 from tacit.core.events import EventKind
+from tacit.server.catalogue import RunStatus
 from tacit.server.run_worker import RunWorker, WorkerEnd, WorkerTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tacit.core.artifacts import RunFolder
     from tacit.core.specification import RunSpec
     from tacit.protos import pipe_pb2
-    from tacit.server.catalogue import NodeVerdict, RunRecord, RunStatus
+    from tacit.server.catalogue import NodeVerdict, RunRecord
     from tacit.server.grid_desk import GridDesk
     from tacit.server.journal import RunJournal
     from tacit.server.reply_desk import ReplyDesk
@@ -45,10 +46,23 @@ class ActiveRun:
     replies: ReplyDesk
     grid: GridDesk
     decisions: dict[int, NodeVerdict]
+    commitments: dict[int, str]
     status: RunStatus
     reason: str = ""
     started_at_s: float = 0.0
     task: asyncio.Task[None] | None = None
+
+
+def ending_of(
+    run: ActiveRun, status: RunStatus, reason: str, now: float, fields: Mapping[str, Any]
+) -> tuple[EventKind, dict[str, Any]]:
+    """Return the event that a run ends with."""
+    if status is RunStatus.FINISHED:
+        seconds = round(now - run.started_at_s, 3)
+        return EventKind.RUN_FINISHED, {"rounds": run.record.rounds, "seconds": seconds}
+    if status is RunStatus.STOPPED:
+        return EventKind.RUN_STOPPED, {"reason": reason, **fields}
+    return EventKind.RUN_FAILED, {"reason": reason, **fields}
 
 
 class RunDriver:

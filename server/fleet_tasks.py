@@ -22,6 +22,6 @@ def run_offer(record: RunRecord) -> fleet_pb2.Task:
 
 
 def run_ended(run_id: str, status: RunStatus, reason: str) -> fleet_pb2.Task:
-    """Tell a node that a run is over; why, only where a person stopped it."""
-    said = reason if status is RunStatus.STOPPED else ""  # a failure's text stays here
+    """Tell a node that a run is over: who stopped it said why, or what its canaries said."""
+    said = "" if status is RunStatus.FAILED else reason  # a failure's text stays here
     return fleet_pb2.Task(ended=fleet_pb2.RunEnded(run_id=run_id, status=status.value, reason=said))

@@ -197,9 +197,19 @@ class TacitGrid(Grid):
         return self._collect(self._port.pull(wanted, timeout_s=0.0, wait=False))
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        one_by_one: bool = False,
     ) -> list[Message]:
         """Send instructions and wait: one reply each, in the order of node ids.
+
+        Args:
+            messages: the instructions.
+            timeout: seconds until those without a reply have failed.
+            one_by_one: wait for each by itself, so that nobody is given up sooner because the
+                others have answered (rule 5 of rounds.py).
 
         Raises:
             UnavailableError: the spool is full or the daemon is gone.
@@ -213,7 +223,9 @@ class TacitGrid(Grid):
         while waiting:
             left = MAX_PULL_S if deadline is None else deadline - self._clock()
             results = self._port.pull(
-                waiting, timeout_s=max(0.0, min(left, MAX_PULL_S)), wait=left > 0
+                waiting[:1] if one_by_one else waiting,
+                timeout_s=max(0.0, min(left, MAX_PULL_S)),
+                wait=left > 0,
             )
             replies += self._collect(results)
             waiting = [name for name in waiting if name in self._pending]

@@ -27,7 +27,7 @@ _WORKER_EVENTS = {
         EventKind.ROUND_STARTED,
         EventKind.ROUND_FINISHED,
         EventKind.EVALUATION_FINISHED,
-        EventKind.CANARIES_COMMITTED,
+        EventKind.CANARIES_ASKED,
         EventKind.CANARIES_OPENED,
     )
 }

@@ -16,7 +16,7 @@ from tacit.core.specification import canonical_json, specification_sha256, to_pl
 from tacit.privacy.secagg.terms import Member
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tacit.core.specification import RunSpec
 
@@ -24,6 +24,7 @@ FORMAT = 1
 MEMBERS_NAME = "members.json"
 DIRECTORY_NAME = "directory.json"
 DECISIONS_NAME = "decisions.json"
+COMMITMENTS_NAME = "commitments.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,8 @@ class RunManifest:
             "rounds": rounds,
             "claims": claims,
         }
-        if run.canaries is not None:  # also of a round that did not end: the first word stands
-            told = folder.manifest.read_bytes() if folder.manifest.exists() else b"{}"
-            content["commitments"] = json.loads(told).get("commitments", {})
+        if run.canaries is not None:
+            content["commitments"] = _read_commitments(folder)
         manifest = cls(folder, content)
         manifest.write()
         return manifest
@@ -108,22 +108,9 @@ class RunManifest:
 
     @property
     def commitments(self) -> Mapping[str, str]:
-        """What each owner has committed to for their canaries, by node: the first word stands."""
+        """What each owner had committed to for their canaries before the run, by node."""
         commitments: dict[str, str] = self._content.get("commitments", {})
         return commitments
-
-    def note_commitments(self, claims: Mapping[str, Mapping[str, Any]]) -> Mapping[str, str]:
-        """Write down what owners have committed to who had not before; return those."""
-        told = {
-            node_id: str(sides["train"]["canaries"])
-            for node_id, sides in claims.items()
-            if "canaries" in sides.get("train", {})
-        }
-        fresh = {node: each for node, each in told.items() if node not in self.commitments}
-        if fresh:
-            self._content["commitments"] = {**self.commitments, **fresh}
-            self.write()
-        return fresh
 
     def add(
         self,
@@ -197,19 +184,29 @@ def read_cohort(folder: RunFolder, names: Sequence[str]) -> list[Member]:
     """
     path = folder.path / DIRECTORY_NAME
     keys = json.loads(path.read_bytes()) if path.exists() else {}
-    missing = [name for name in names if name not in keys]
-    if missing:
-        raise ConfigError(
-            "E-SECAGG-MEMBER",
-            f"expected all members of secure_aggregation to be enrolled, not so: {missing}",
-            hint="tacit server members lists the clients; names are those of the invitations.",
-        )
+    verify_enrolled(names, keys)
     return [
         Member(
             node_id=keys[name]["node_id"], enrolment_key=bytes.fromhex(keys[name]["enrolment_key"])
         )
         for name in names
     ]
+
+
+def verify_enrolled(names: Sequence[str], enrolled: Collection[str]) -> None:
+    """Check that all members whom a run names are clients of this server.
+
+    Raises:
+        ConfigError: some are not (``E-SECAGG-MEMBER``).
+    """
+    missing = [name for name in names if name not in enrolled]
+    if missing:
+        raise ConfigError(
+            "E-SECAGG-MEMBER",
+            "expected all secure_aggregation.members to be enrolled clients, not so: "
+            f"{', '.join(missing)}",
+            hint="`tacit server members` lists them; a member's name is that of the invitation.",
+        )
 
 
 def write_decisions(folder: RunFolder, decisions: Mapping[str, Mapping[str, str]]) -> None:
@@ -220,6 +217,22 @@ def write_decisions(folder: RunFolder, decisions: Mapping[str, Mapping[str, str]
     """
     text = json.dumps({name: dict(decisions[name]) for name in sorted(decisions)}, indent=1)
     write_atomic(folder.path / DECISIONS_NAME, text.encode())
+
+
+def write_commitments(folder: RunFolder, commitments: Mapping[int, str]) -> None:
+    """Tell a run's worker what owners have committed to for their canaries, in hex, by node.
+
+    Raises:
+        UnavailableError: the disk is full or cannot be written.
+    """
+    told = {str(node_id): commitments[node_id] for node_id in sorted(commitments)}
+    write_atomic(folder.path / COMMITMENTS_NAME, json.dumps(told, indent=1).encode())
+
+
+def _read_commitments(folder: RunFolder) -> dict[str, str]:
+    path = folder.path / COMMITMENTS_NAME
+    commitments: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+    return commitments
 
 
 def read_decisions(folder: RunFolder) -> dict[str, dict[str, str]]:

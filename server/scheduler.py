@@ -31,6 +31,7 @@ from tacit.server.catalogue import (
     add_run,
     change_run,
     clear_exchange,
+    commitments_of,
     decide,
     decisions_of,
     events_after,
@@ -39,12 +40,12 @@ from tacit.server.catalogue import (
     plain_decisions,
     waiting_reason,
 )
-from tacit.server.driver import ActiveRun, RunDriver
+from tacit.server.commitments import drop_code, verdict_line, with_commitment
+from tacit.server.driver import ActiveRun, RunDriver, ending_of
 from tacit.server.fleet_tasks import run_ended, run_offer
 from tacit.server.grid_desk import GridDesk
-from tacit.server.grid_messages import DENIED
 from tacit.server.journal import JournalSurroundings, RunJournal
-from tacit.server.manifest import RunManifest, write_decisions, write_members
+from tacit.server.manifest import RunManifest, write_commitments, write_decisions, write_members
 from tacit.server.reply_desk import ReplyDesk
 from tacit.server.run_worker import WORKER_COMMAND
 from tacit.server.spool import Space, Spool
@@ -272,19 +273,27 @@ class Scheduler:
             tasks.append(fleet_pb2.Task(draining=fleet_pb2.Draining()))
         return tasks
 
-    def decide(self, run_id: str, decision: NodeVerdict, *, specification_sha256: bytes) -> None:
-        """Take note of an owner's decision.
+    def decide(
+        self,
+        run_id: str,
+        decision: NodeVerdict,
+        *,
+        specification_sha256: bytes,
+        canary_commitment: bytes = b"",
+    ) -> NodeVerdict:
+        """Take note of an owner's decision; return it, or the no that a yes came to.
 
         Raises:
             UsageError: the run is unknown.
-            ProtocolError: the decision is about another specification (E-DECISION-HASH).
+            ProtocolError: it is about another specification, or lacks a commitment.
         """
         run = self._active.get(run_id)
         if run is None:
             find_run(self._store, run_id)
-            return
+            return decision
         if specification_sha256 != run.record.specification_sha256:
             raise ProtocolError("E-DECISION-HASH", "expected the hash of the offered run")
+        decision = with_commitment(run, decision, canary_commitment)
         known = run.decisions.get(decision.node_id)
         if known != decision:
             with self._store.transaction() as connection:
@@ -301,8 +310,9 @@ class Scheduler:
                 self._name_members(run)
         self._observe(run, decision.node_id)
         if decision.verdict is not Verdict.APPROVED and known is not None:
-            run.journal.drop_node(decision.node_id, DENIED)
+            run.journal.drop_node(decision.node_id, drop_code(decision))
         self.consider()
+        return decision
 
     def drop_node(self, node_id: int, code: str) -> None:
         """Let a node go: it was revoked or has left."""
@@ -345,12 +355,12 @@ class Scheduler:
                 self._begin(run)
 
     def _is_asking(self, run: ActiveRun) -> bool:
-        """Whether a connected owner may still join an audit, which asks everybody just once."""
-        if run.specification.audit is None:
+        """Whether a connected owner may still join what nobody can join once it has begun."""
+        if run.specification.audit is None and run.specification.canaries is None:
             return False
-        said = {node: decision.verdict for node, decision in run.decisions.items()}
-        waits = (Verdict.PENDING, None)
-        return any(said.get(node) in waits for node in self._sessions.node_ids())
+        said = {n: each.verdict for n, each in run.decisions.items()}
+        nodes = self._sessions.node_ids()
+        return any(said.get(n, Verdict.PENDING) is Verdict.PENDING for n in nodes)
 
     def _begin(self, run: ActiveRun) -> None:
         self._name_members(run)
@@ -372,10 +382,10 @@ class Scheduler:
         if end.code:
             self._end(run, RunStatus.FAILED, reason=end.failure, code=end.code, hint=end.hint)
         else:
-            self._end(run, RunStatus.FINISHED)
+            self._end(run, RunStatus.FINISHED, reason=verdict_line(run.folder))
 
     def _end(self, run: ActiveRun, status: RunStatus, *, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
-        kind, details = _ending(run, status, reason, self._around.now(), fields)
+        kind, details = ending_of(run, status, reason, self._around.now(), fields)
         if status is not RunStatus.FINISHED:  # its worker, which writes it otherwise, is gone
             self._end_manifest(run, status, code=fields.get("code", ""), reason=reason)
         run.journal.note(kind, details)
@@ -401,6 +411,8 @@ class Scheduler:
         try:
             write_members(run.folder, names, self._around.directory())
             write_decisions(run.folder, plain_decisions(run.decisions, names))
+            if run.specification.canaries is not None:
+                write_commitments(run.folder, run.commitments)
         except TacitError as error:  # the manifest has node ids all the same
             log.warning("members not named", extra={"fields": {"why": error.code}})
 
@@ -443,6 +455,7 @@ class Scheduler:
             replies=ReplyDesk(journal, specification),
             grid=GridDesk(journal),
             decisions=decisions_of(self._store, record.run_id),
+            commitments=commitments_of(self._store, record.run_id),
             status=record.status,
             started_at_s=record.started_at_s,
         )
@@ -467,11 +480,8 @@ class Scheduler:
         if (run.status, run.reason) == (status, reason):
             return
         self._set_status(run, status, reason=reason)
-        fields = {
-            "reason": reason,
-            "approved": len(run.journal.eligible()),
-            "needed": run.specification.participation.min_clients,
-        }
+        approved, needed = len(run.journal.eligible()), run.specification.participation.min_clients
+        fields = {"reason": reason, "approved": approved, "needed": needed}
         run.journal.note(EventKind.RUN_WAITING, fields)
 
     def _set_status(self, run: ActiveRun, status: RunStatus, **values: Any) -> None:  # noqa: ANN401
@@ -486,14 +496,3 @@ class Scheduler:
             run_id = f"r-{secrets.token_hex(4)}"
             if run_id != "r-00000000" and not (self._folder / run_id).exists():
                 return run_id
-
-
-def _ending(
-    run: ActiveRun, status: RunStatus, reason: str, now: float, fields: dict[str, Any]
-) -> tuple[EventKind, dict[str, Any]]:
-    if status is RunStatus.FINISHED:
-        seconds = round(now - run.started_at_s, 3)
-        return EventKind.RUN_FINISHED, {"rounds": run.record.rounds, "seconds": seconds}
-    if status is RunStatus.STOPPED:
-        return EventKind.RUN_STOPPED, {"reason": reason, **fields}
-    return EventKind.RUN_FAILED, {"reason": reason, **fields}

@@ -6,7 +6,7 @@ repeats its questions, gets the journal's answers, and arrives where it was.
 The rules:
 
 1. Every member gets the very same instruction; its hash is a part of every mask.
-2. Keys and shares go to and fro while the members train.
+2. Keys and shares are exchanged while the members train.
 3. A member whose answer fails, is late or is malformed counts as lost; below the threshold the
    session ends without a sum.
 4. Vectors are folded one at a time, out of the spool; none is kept.

@@ -31,7 +31,7 @@ from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.errors import AppError
 from tacit.core.events import EventKind
 from tacit.protos.flower import array_record
-from tacit.server.canary_run import CanaryRun, note_commitments
+from tacit.server.canary_run import CanaryRun
 from tacit.server.checkpoint import (
     KEY_BYTES,
     Checkpoint,
@@ -137,13 +137,11 @@ class StrategyRun:
         self._save_checkpoint(replace(last, arrays={}) if self._run.discards_model else last)
 
     def _open_canaries(self) -> None:
-        number = self._run.participation.rounds
         CanaryRun(
             task=self._task,
             grid=self._grid,
             manifest=self._manifest,
             weights=self._weights,
-            wait_for_nodes=lambda: self._wait_for_nodes(number),
         ).open()
 
     def _train(self, number: int) -> RoundEntry:
@@ -159,8 +157,7 @@ class StrategyRun:
                 )
                 cohort = sorted(message.metadata.dst_node_id for message in messages)
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
-                replies, good = self._replies(messages, number, attempt)
-            note_commitments(self._task, self._grid, self._manifest, round_number=number)
+                replies, good, why = self._replies(messages, number, attempt)
             failed = failures_of(replies)
             if good >= people.min_clients:
                 arrays, metrics = self._strategy.aggregate_train(number, replies)
@@ -178,7 +175,7 @@ class StrategyRun:
                 reason = "the strategy made no aggregate of them"
             else:
                 reason = f"{people.min_clients} are needed"
-            reason = f"{good} of {len(cohort)} replies are good and {reason}"
+            reason = f"{good} of {len(cohort)} replies are good and {reason}{why}"
             codes = {self._manifest.member(node): code for node, code in failed.items()}
             if codes:
                 reason += "; " + failures_text(codes)
@@ -187,16 +184,17 @@ class StrategyRun:
 
     def _replies(
         self, messages: list[Message], number: int, attempt: int
-    ) -> tuple[list[Message], int]:
-        """Return the replies to an attempt, and of how many members there is something good."""
+    ) -> tuple[list[Message], int, str]:
+        """Return the replies to an attempt, how many are good, and why no more, if it is known."""
         timeout_s = self._run.participation.round_deadline_s
         if self._secure is None:
             replies = list(self._grid.send_and_receive(messages, timeout=timeout_s))
-            return replies, sum(not reply.has_error() for reply in replies)
+            return replies, sum(not reply.has_error() for reply in replies), ""
         secured = self._secure.attempt(
             messages, round_number=number, attempt=attempt, timeout_s=timeout_s
         )
-        return secured.replies, len(secured.survivors)
+        why = f" ({secured.reason})" if secured.reason else ""
+        return secured.replies, len(secured.survivors), why
 
     def _wait_for_nodes(self, number: int) -> list[int]:
         needed = self._run.participation.min_clients

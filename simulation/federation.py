@@ -45,7 +45,7 @@ from tacit.privacy.secure_sum import with_dimension
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.server.app import run_task
-from tacit.server.manifest import write_members
+from tacit.server.manifest import write_commitments, write_members
 from tacit.server.strategy_run import RunTask
 from tacit.simulation.port import LocalPort
 from tacit.simulation.runner import InProcessRunner, PooledRunner
@@ -162,6 +162,8 @@ class Trial:
         tell("run_queued", {"name": specification.name, "submitted_by": "simulation"})
         for node_id, node in self.nodes.items():
             _offer(node, self.names[node_id], run_id, canonical, tell)
+        if specification.canaries is not None:
+            write_commitments(folder, self._committed(run_id, tell))
         began = time.monotonic()
         rounds = specification.participation.rounds
         tell("run_started", {"rounds": rounds, "cohort": list(self.nodes)})
@@ -187,6 +189,16 @@ class Trial:
             bytes_sent=port.bytes_sent,
             bytes_received=port.bytes_received,
         )
+
+    def _committed(self, run_id: str, tell: _Journal) -> dict[int, str]:
+        """Return what each owner commits to for their canaries; told before the run starts."""
+        commitments = {}
+        for node_id, node in self.nodes.items():
+            told = node.canary_commitment(run_id).hex()
+            fields = {"member": self.names[node_id], "node_id": node_id, "commitment": told}
+            tell("canaries_committed", fields)
+            commitments[node_id] = told
+        return commitments
 
 
 @contextmanager
@@ -316,6 +328,16 @@ def _verify_cohort(specification: RunSpec, owners: Sequence[Owner]) -> None:
         )
     if len({owner.node_id for owner in owners}) != len(owners):
         raise UsageError("E-USAGE", "expected every owner to have a name of their own")
+    secure = specification.secure_aggregation
+    names = {owner.name for owner in owners}
+    if secure is not None and names != set(secure.members):
+        raise UsageError(
+            "E-USAGE",
+            f"expected the members whom the run names as owners: {', '.join(secure.members)}; got "
+            f"{', '.join(sorted(names))}",
+            hint="Give one file with --data and --clients N, for N members, or a folder in which "
+            "each file is called as a member.",
+        )
 
 
 def make_folder(
@@ -407,7 +429,6 @@ def _policy(specification: RunSpec) -> Policy:
             min_members=1,
             epsilon_for_results=MAX_EPSILON,
             allow_exact=True,
-            allow_canaries=True,
         ),
         apps={} if specification.app is None else {app_of(specification): AppRule()},
         allowed_factories=() if factory is None else (factory,),

@@ -35,6 +35,8 @@ from tacit.simulation.dealing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tacit.client.configuration import Policy
     from tacit.core.specification import DataSpec, RunSpec
     from tacit.simulation.rules import Rules
@@ -100,7 +102,8 @@ def owners_in(
     if path.is_dir():
         sets = [_data_set(file, rules) for file in _files_in(path, clients)]
         if rules is None:
-            sets = [replace(each, records=max(1, count_records(each))) for each in sets]
+            counted = [replace(each, records=max(1, count_records(each))) for each in sets]
+            sets = [_with_room(each, specification) for each in counted]
         return [Owner(name=each.path.stem, data_set=each, policy=policy) for each in sets]
     if not path.is_file():
         raise UnavailableError("E-DATA-MISSING", f"expected data at {path}, found nothing there")
@@ -123,7 +126,9 @@ def _data_set(path: Path, rules: Rules | None) -> DataSet:
     return DataSet(path=path, format=FORMATS[path.suffix], records=_NOT_DECLARED)
 
 
-def bare_owners(clients: int | None, rules: Rules | None = None) -> list[Owner]:
+def bare_owners(
+    specification: RunSpec, *, clients: int | None, rules: Rules | None = None
+) -> list[Owner]:
     """Return owners for a run whose app brings its own data.
 
     Raises:
@@ -136,9 +141,18 @@ def bare_owners(clients: int | None, rules: Rules | None = None) -> list[Owner]:
         data_set, policy = rules.data_set, rules.policy
     nothing = DataSet(path=Path(os.devnull), records=1)
     return [
-        Owner(name=f"owner-{number}", data_set=data_set or nothing, policy=policy)
-        for number in range(1, clients + 1)
+        Owner(name=name, data_set=data_set or nothing, policy=policy)
+        for name in _names(specification, clients)
     ]
+
+
+def _names(specification: RunSpec, clients: int) -> Sequence[str]:
+    """Name so many owners: as the members whom the run names, if it names so many."""
+    secure = specification.secure_aggregation
+    if secure is not None and len(secure.members) == clients:
+        return secure.members
+    digits = len(str(clients))
+    return [f"owner-{number:0{digits}d}" for number in range(1, clients + 1)]
 
 
 def owner_sets(
@@ -192,7 +206,8 @@ def _dealt_out(
     seed = specification.training.seed if specification.training is not None else 0
     count = count_records(whole)
     if policy is None:
-        whole = replace(whole, records=count)
+        whole = _with_room(replace(whole, records=count), specification)
+    declared, kept = whole.records - whole.max_canaries, whole.max_canaries  # each keeps the room
     if whose is None:
         shares = deal_records(count, clients, seed=seed)
     else:
@@ -201,14 +216,22 @@ def _dealt_out(
     make_private_folder(scratch.parent)
     make_private_folder(scratch)
     owners = []
-    for number, rows in enumerate(shares, start=1):
-        name = f"owner-{number:0{len(str(clients))}d}"
+    for name, rows in zip(_names(specification, clients), shares, strict=True):
         path = scratch / f"{name}{whole.path.suffix}"
         write_share(whole, path, rows)
-        records = max(len(rows), -(-whole.records * len(rows) // count))  # rounded up
-        data_set = replace(whole, path=path, records=records)
+        records = max(len(rows), -(-declared * len(rows) // count))  # rounded up
+        data_set = replace(whole, path=path, records=records + kept)
         owners.append(Owner(name=name, data_set=data_set, policy=policy))
     return owners
+
+
+def _with_room(data_set: DataSet, specification: RunSpec) -> DataSet:
+    """Declare room for the run's canaries beside the records, as its owner would have to."""
+    canaries = specification.canaries
+    if canaries is None:
+        return data_set
+    count = canaries.directions + canaries.mislabelled
+    return replace(data_set, records=data_set.records + count, max_canaries=count)
 
 
 def _whose(whole: DataSet, data: DataSpec) -> tuple[list[str], list[bool]] | None:
@@ -223,7 +246,7 @@ def _whose(whole: DataSet, data: DataSpec) -> tuple[list[str], list[bool]] | Non
     name = whole.path.name
     clean = clean_raw(raw, whole.clean, subject=whole.subject, key=bytes(32), file=name)
     prepared = encode(data, clean.raw, row_numbers=clean.row_numbers, file=name)
-    verify_declared(len(prepared.labels), whole.records)
+    verify_declared(len(prepared.labels), whole.records, reserved=whole.max_canaries)
     if isinstance(raw, RawImages):
         return None
     verify_lines(whole, len(raw))

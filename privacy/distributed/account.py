@@ -11,16 +11,17 @@ subsampling:
    the server what they added.
 2. D2, the L2 distance by which one unit moves the sum of integers, counts the rounding: sC + sqrt d
    where a sum is rounded to nearest; the bound that is enforced where an update is rounded at
-   random (proposition 22). A replaced unit moves it by 2C, or by two bounded updates.
+   random (theorem 1). A replaced unit moves it by 2C, or by two bounded updates.
 3. The scale s leaves room in the ring for n vectors of coordinates within R and for ten deviations
    of the noise. A sum that wraps all the same costs accuracy, not privacy.
-4. A sum of discrete Gaussians is nearly one (theorem 11): tau bounds the difference. It grows with
-   the number of survivors, so what is reserved has the tau of all members beside the noise of
-   the fewest; settling only lowers.
+4. A sum of discrete Gaussians is nearly one (proposition 14): tau bounds the difference. It grows
+   with the number of survivors, so what is reserved has the tau of all members beside the noise
+   of the fewest; settling only lowers.
 """
 
 from __future__ import annotations
 
+import decimal
 import enum
 import functools
 import math
@@ -42,6 +43,7 @@ MIN_LOCAL_DEVIATION = 4.0  # from here on tau is below 1e-60 per member and coor
 
 _TAIL = 10.0  # deviations of the noise that fit into the ring
 _MARGIN = 1e-5  # of the clip, for sums of floats and their product with the scale
+_AGREED = decimal.Context(prec=5, rounding=decimal.ROUND_CEILING)
 _CALIBRATION = 1e-7  # relative width of the bracket at which a search for noise ends
 
 
@@ -184,7 +186,7 @@ class DistributedNoise:
 def norm_bound(reach: float, dimension: int) -> float:
     """Return the L2 norm to which a vector of norm ``reach`` is rounded with some probability.
 
-    Kairouz, Liu & Steinke 2021, proposition 22, at beta = e^-1/2: random rounding keeps it in four
+    Kairouz, Liu & Steinke 2021, theorem 1, at beta = e^-1/2: random rounding keeps it in four
     draws of ten.
     """
     root = math.sqrt(dimension)
@@ -194,7 +196,7 @@ def norm_bound(reach: float, dimension: int) -> float:
 def convolution_error(honest: int, deviation: float) -> float:
     """Return tau: how far a sum of discrete Gaussians is from one, on each coordinate.
 
-    Kairouz, Liu & Steinke 2021, theorem 11.
+    Kairouz, Liu & Steinke 2021, proposition 14.
 
     Args:
         honest: how many are added.
@@ -205,7 +207,7 @@ def convolution_error(honest: int, deviation: float) -> float:
 
 
 def renyi_divergence(noise: DistributedNoise, order: float, *, survivors: int) -> float:
-    """Return the Renyi divergence bound of one sum (Kairouz, Liu & Steinke 2021, corollary 12).
+    """Return the Renyi divergence bound of one sum (Kairouz, Liu & Steinke 2021, proposition 14).
 
     The least of three; a ledger charges the first, rho x order + xi. They differ by tau alone,
     which is below 1e-50 for every noise that is accepted here.
@@ -226,7 +228,8 @@ def noise_multiplier_for(
 ) -> float:
     """Return the least noise that keeps ``steps`` sums within (epsilon, delta) at the reserve.
 
-    By bisection over the same account that a ledger uses.
+    By bisection over the same account that a ledger uses, and rounded up to five digits: members
+    whose mathematical libraries differ in a last bit must come to the same scale and noise.
 
     Raises:
         RefusedError: delta does not even cover the draws (``E-EPSILON-UNBOUNDED``).
@@ -261,7 +264,7 @@ def noise_multiplier_for(
     while high > low * (1.0 + _CALIBRATION):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return float(_AGREED.create_decimal_from_float(high))
 
 
 def _most_noise(epsilon: float, steps: int) -> float:

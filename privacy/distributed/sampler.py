@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # four is kept. That V ends at 44 is less than e^-2000.
 DRAW_ERROR = 2.0**-120
 
-MIN_DEVIATION = 0.5  # Kairouz, Liu & Steinke 2021, theorem 11
+MIN_DEVIATION = 0.5  # Kairouz, Liu & Steinke 2021, proposition 14
 MAX_DEVIATION = float(1 << 30)  # tau0 fits into 32 bits
 
 _BLOCK = 1 << 13  # proposals at a time: their numbers stay in the processor's cache

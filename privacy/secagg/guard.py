@@ -63,8 +63,8 @@ class Guard(Protocol):
 
     Every method records and is durable (synced to the disk, as far as the node's store promises
     it) BEFORE it returns; two calls at once behave as one after the other. A method that cannot
-    record raises, and nothing leaves. Records are kept for as long as the run could ask again: at
-    least until it is finished, and never removed on abort.
+    record raises, and nothing leaves. Records are kept until the run is over, and never removed on
+    abort.
     """
 
     def begin(self, attempt: Attempt, *, terms: bytes) -> None:
@@ -75,7 +75,8 @@ class Guard(Protocol):
             terms: S0, for the log.
 
         Raises:
-            RefusedError: ``E-SECAGG-BEGUN``: it was begun before, under these terms or others.
+            RefusedError: ``E-SECAGG-BEGUN``: it was begun before, under these terms or others;
+                ``E-SECAGG-RUN-OVER``: its run is over.
         """
 
     def send(self, session: bytes, *, step: int, digest: bytes) -> None:
@@ -112,8 +113,15 @@ class Guard(Protocol):
 
         Raises:
             RefusedError: ``E-SECAGG-REVEALED``: shares of this session left before, whatever they
-                were; or a member is in both lists. ``E-SECAGG-COHORT-CHANGED``: not noised, and
-                another attempt at the same run and round was revealed for other survivors.
+                were; or a member is in both lists; or the run is over.
+                ``E-SECAGG-COHORT-CHANGED``: not noised, and another attempt at the same run and
+                round was revealed for other survivors.
+        """
+
+    def forget_run(self, run: str) -> None:
+        """Remove the records of a run whose sessions are closed, and never begin in it again.
+
+        The run's id is kept for good: a server that offers the run anew gets no second sum.
         """
 
 
@@ -129,6 +137,16 @@ def begun_before(attempt: Attempt) -> RefusedError:
         f"expected an attempt that this node has not begun, got round {attempt.round}, "
         f"attempt {attempt.attempt} of run {attempt.run} again",
         hint="A node that restarts leaves the attempt; the next one has fresh keys.",
+    )
+
+
+def run_over(run: str) -> RefusedError:
+    """Return the error for an attempt in a run that is over at this node."""
+    return RefusedError(
+        "E-SECAGG-RUN-OVER",
+        f"expected a run in which this node may still sum, got {run}: it has ended, or this node "
+        "was restored from a backup, or lost its memory, since it knows of it",
+        hint="Ask the operator to submit the run anew.",
     )
 
 
@@ -170,9 +188,12 @@ class MemoryGuard:
         self._sent: dict[tuple[bytes, int], bytes] = {}
         self._signed: set[bytes] = set()
         self._revealed: dict[bytes, tuple[Attempt, Reveal]] = {}
+        self._over: set[str] = set()
 
     def begin(self, attempt: Attempt, *, terms: bytes) -> None:  # noqa: ARG002 - for a log
         """See Guard."""
+        if attempt.run in self._over:
+            raise run_over(attempt.run)
         if attempt in self._begun:
             raise begun_before(attempt)
         self._begun.add(attempt)
@@ -190,6 +211,8 @@ class MemoryGuard:
 
     def reveal(self, session: bytes, *, attempt: Attempt, what: Reveal) -> None:
         """See Guard."""
+        if attempt.run in self._over:
+            raise revealed_before("the run is over")
         if session in self._revealed:
             raise revealed_before("shares of this session have left")
         if set(what.survivors) & set(what.dropped):
@@ -200,6 +223,15 @@ class MemoryGuard:
         ):
             raise cohort_changed()
         self._revealed[session] = (attempt, what)
+
+    def forget_run(self, run: str) -> None:
+        """See Guard."""
+        gone = {session for session, (attempt, _) in self._revealed.items() if attempt.run == run}
+        self._begun = {attempt for attempt in self._begun if attempt.run != run}
+        self._sent = {key: value for key, value in self._sent.items() if key[0] not in gone}
+        self._signed -= gone
+        self._revealed = {k: v for k, v in self._revealed.items() if k not in gone}
+        self._over.add(run)
 
 
 def _round_of(attempt: Attempt) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from tacit.server.audits import verify_audit, verify_may_stop, verify_may_submit
 from tacit.server.authority import list_members
 from tacit.server.catalogue import RunRecord, events_after, find_run, list_runs
 from tacit.server.grid_messages import REVOKED
+from tacit.server.manifest import verify_enrolled
 from tacit.server.scheduler import Submission
 from tacit.server.services.access import caller
 
@@ -169,6 +170,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         head = first.head
         specification = self._parse(head)
         verify_may_submit(caller(), specification)
+        if specification.secure_aggregation is not None:
+            enrolled = [client.name for client in self._membership.directory()]
+            verify_enrolled(specification.secure_aggregation.members, enrolled)
         staged = self._runs_folder / f".incoming-{secrets.token_hex(8)}"
         folder = RunFolder(staged).create()
         try:

@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from tacit.core.errors import ProtocolError, TacitError, TrustError, UnavailableError
+from tacit.core.errors import ProtocolError, RefusedError, TacitError, TrustError, UnavailableError
 from tacit.protos import fleet_pb2
 from tacit.protos.channel import MAX_MESSAGE_BYTES
 from tacit.protos.frames import encode_chunks, encode_head
@@ -143,15 +143,24 @@ class FleetService:
     async def Decide(  # noqa: N802
         self, request: fleet_pb2.Decision, _context: Context
     ) -> fleet_pb2.DecisionReply:
-        """Take note of an owner's decision about a run."""
+        """Take note of an owner's decision about a run.
+
+        Raises:
+            RefusedError: a yes comes to a no, which the others are told; see commitments.py.
+        """
         verdict = _VERDICTS.get(request.verdict)
         if verdict is None:
             raise ProtocolError("E-DECISION-VERDICT", "expected approved, pending or denied")
         code = stable_code(request.code) if request.code else ""
         decision = NodeVerdict(node_id=caller().node_id, verdict=verdict, code=code)
-        self._scheduler.decide(
-            request.run_id, decision, specification_sha256=request.specification_sha256
+        heard = self._scheduler.decide(
+            request.run_id,
+            decision,
+            specification_sha256=request.specification_sha256,
+            canary_commitment=request.canary_commitment,
         )
+        if heard.verdict is not verdict:
+            raise RefusedError(heard.code, "the run goes on without this node")
         return fleet_pb2.DecisionReply()
 
     async def Fetch(self, request: fleet_pb2.FetchRequest, context: Context) -> None:  # noqa: N802

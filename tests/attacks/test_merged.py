@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -59,7 +60,35 @@ def test_a_leak_is_found_through_the_noise(noise: float) -> None:
     assert found.self_test.passed
     best = next(probe for probe in found.probes if probe.probe == found.strongest).best
     assert best is not None
-    assert best.tpr.low > best.fpr.high
+    assert best.corrected_tpr is not None
+    assert best.corrected_fpr is not None
+    assert best.corrected_tpr.low > best.corrected_fpr.high
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_line_states_the_intervals_that_decided(noise: float) -> None:
+    """A TPR is evidence just where both are apart, though that at the very FPR may reach it."""
+    reaching = 0
+    for seed in range(4):
+        audit = result(0.7, noise=noise, seed=10 * seed)
+        for probe in audit.probes if audit.is_conclusive else ():
+            for point in probe.points:
+                tpr, fpr = point.corrected_tpr, point.corrected_fpr
+                assert tpr is not None
+                assert fpr is not None
+                assert point.is_evidence == (tpr.low > fpr.high)
+            best = probe.best
+            if best is None or best.corrected_tpr is None or best.corrected_fpr is None:
+                continue
+            ends = [
+                (100 * each.low, 100 * each.high)
+                for each in (best.corrected_fpr, best.corrected_tpr)
+            ]
+            said = [f"[{low:.3g}, {high:.3g}]" for low, high in ends]
+            assert re.findall(r"\[.*?\]", probe.line) == said
+            assert probe.line.endswith("(corrected for 12 tests)")
+            reaching += best.tpr.low <= best.asked_fpr
+    assert reaching > 0  # else this shows nothing
 
 
 @pytest.mark.slow
@@ -114,6 +143,23 @@ def test_one_report_names_one_number_of_records() -> None:
     exact = result(0.0, noise=0.0)
     assert (exact.audited.members, exact.audited.standard_error) == (800, 0.0)
     assert "n = 800 members and 400 non-members;" in exact.line
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"), [(0.0, "1 non-member"), (3.0, "about 1 non-member at most")]
+)
+def test_what_rests_on_few_non_members_is_told_by_the_one_number(noise: float, said: str) -> None:
+    """Each probe's own sum strays from 100: which FPR is resolved must not follow it."""
+    histograms = {
+        probe: drawn(0.0, noise=noise, seed=place, others=100)
+        for place, probe in enumerate(AUDIT.probes)
+    }
+    found = merged_result(MERGED, histograms)
+    others = found.audited.non_members
+    lowest = [next(p for p in each.points if p.asked_fpr == 0.01) for each in found.probes]
+    assert {point.is_resolvable for point in lowest} == {others >= 100}
+    assert {point.non_members_above for point in lowest} == {others // 100}
+    assert all(each.notes[1:] == (f"FPR 1 % rests on {said}",) for each in found.probes)
 
 
 def test_the_standard_error_of_the_number_holds() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from tacit.attacks.canary_report import verify_report
 from tacit.attacks.inclusion import Opening, draw_opening, owner_design
 from tacit.attacks.opened import Answered, canary_report, verified_opening
 from tacit.audit.report import canaries_bytes, parse_canaries
@@ -15,6 +16,9 @@ from tacit.core.configuration import from_plain
 from tacit.core.errors import DataError, TrustError
 from tacit.core.specification import CanarySpec, RunSpec
 from tacit.learning.models import initial_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CANARIES = CanarySpec(directions=1000, direction_guesses=400, run="r-0000000a")
 PARAMETERS = 50
@@ -44,6 +48,7 @@ def answered(
         commitment=opening.commitment(),
         claim={"epsilon": epsilon, "delta": 1e-4, "unit": "record", "relation": "add/remove"},
         values=values_of(opening, (noise + gap * opening.directions).tolist()),
+        bytes=1234,
     )
 
 
@@ -58,9 +63,13 @@ def values_of(opening: Opening, products: list[float]) -> dict[str, Any]:
     }
 
 
-def report_of(*answers: Answered, unopened: dict[str, str] | None = None) -> dict[str, Any]:
+def report_of(
+    *answers: Answered, unopened: dict[str, str] | None = None, absent: Sequence[str] = ()
+) -> dict[str, Any]:
     spec = run_with()
-    report = canary_report(spec, initial_arrays(spec), answers, unopened=unopened or {})
+    report = canary_report(
+        spec, initial_arrays(spec), answers, unopened=unopened or {}, absent=absent
+    )
     return report | {"canary_run": "r-0000000b"}
 
 
@@ -109,11 +118,82 @@ def test_the_worst_owner_is_the_verdict() -> None:
     assert parse_canaries(canaries_bytes(report)) == report
 
 
-def test_five_percent_are_shared_among_the_owners() -> None:
-    """Each of two owners with one kind of canaries is tested at 2.5 %."""
-    report = report_of(answered(1, "north", gap=0.0), answered(2, "south", gap=0.0))
-    bounds = [bound for o in report["owners"] for k in o["kinds"] for bound in k["bounds"]]
-    assert {bound["alpha"] for bound in bounds} == {0.025}
+def levels_of(report: dict[str, Any]) -> set[float]:
+    return {b["alpha"] for o in report["owners"] for k in o["kinds"] for b in k["bounds"]}
+
+
+def test_five_percent_are_shared_among_those_who_committed() -> None:
+    """Of two owners each is tested at 2.5 %, also where one does not open, or took no part."""
+    north, south = answered(1, "north", gap=0.0), answered(2, "south", gap=0.0)
+    assert levels_of(report_of(north, south)) == {0.025}
+    assert levels_of(report_of(north, unopened={"south": "did not open in time"})) == {0.025}
+    assert levels_of(report_of(north, absent=("south",))) == {0.025}
+    assert levels_of(report_of(north)) == {0.05}
+
+
+def test_an_owner_who_took_no_part_leaves_the_verdict() -> None:
+    """Who committed, and was never asked to train, has no claim that the run could test."""
+    report = report_of(answered(1, "north", gap=0.0), absent=("south",))
+    assert report["verdict"] == "no violation found at this power"
+    assert (report["absent"], report["unopened"]) == (["south"], [])
+
+
+def test_the_verdict_says_what_was_not_tested() -> None:
+    """Directions alone see no missing clip; mislabelled records alone hardly any missing noise."""
+    assert report_of(answered(1, "north", gap=0.0))["line"].endswith(
+        "without mislabelled records, missing or wrong clipping was not tested"
+    )
+    canaries = CanarySpec(mislabelled=400, mislabelled_guesses=100)
+    spec = run_with(canaries)
+    answer = answered(1, "north", gap=0.0, canaries=canaries)
+    report = canary_report(spec, initial_arrays(spec), [answer], unopened={}, absent=())
+    assert report["line"].endswith("without directions, too little noise was hardly tested")
+
+
+def test_a_report_is_computed_again_from_what_was_opened() -> None:
+    """An auditor who has the file alone comes to the same commitments, bounds and verdicts."""
+    report = report_of(
+        answered(1, "north", gap=0.5), answered(2, "south", gap=12.0), unopened={"west": "gone"}
+    )
+    read = parse_canaries(canaries_bytes(report))
+    assert verify_report(read) == sum(
+        len(kind["bounds"]) for owner in report["owners"] for kind in owner["kinds"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda r: r.update(verdict="no violation found at this power"), "E-CANARY-REPORT"),
+        (lambda r: r["owners"][1].update(verdict="inconclusive"), "E-CANARY-REPORT"),
+        (lambda r: r["owners"][1]["kinds"][0]["bounds"][0].update(epsilon=0.1), "E-CANARY-REPORT"),
+        (lambda r: r["owners"][1]["kinds"][0]["bounds"][0].update(alpha=0.05), "E-CANARY-REPORT"),
+        (lambda r: r["absent"].append("east"), "E-CANARY-REPORT"),
+        (lambda r: r["unopened"].clear(), "E-CANARY-REPORT"),
+        (lambda r: r["owners"][0]["opening"].update(salt="00" * 32), "E-CANARY-COMMITMENT"),
+        (lambda r: r["owners"][0]["opening"].update(node_id="2"), "E-CANARY-COMMITMENT"),
+        (lambda r: r["design"].update(direction_guesses=401), "E-CANARY-COMMITMENT"),
+        (lambda r: r["design"].update(direction_guesses=2000), "E-CANARY-REPORT"),
+        (lambda r: r["owners"][0].update(commitment="00" * 32), "E-CANARY-COMMITMENT"),
+        (
+            lambda r: r["owners"][1]["opening"]["directions"]["products"].reverse(),
+            "E-CANARY-REPORT",
+        ),
+    ],
+    ids=[
+        "verdict", "owner's verdict", "bound", "level", "one more", "all opened",
+        "salt", "node", "guesses", "too many guesses", "commitment", "products",
+    ],
+)  # fmt: skip
+def test_a_report_that_does_not_follow_is_refused(change: Any, code: str) -> None:
+    """A verdict, bound, level, owner, salt, design or score of somebody's own."""
+    report = report_of(
+        answered(1, "north", gap=0.0), answered(2, "south", gap=12.0), unopened={"west": "gone"}
+    )
+    change(report)
+    with pytest.raises(TrustError) as caught:
+        verify_report(parse_canaries(canaries_bytes(report)))
+    assert caught.value.code == code
 
 
 def test_who_does_not_open_leaves_it_open() -> None:
@@ -147,7 +227,7 @@ def test_mislabelled_records_are_scored_from_contract_seed_and_model() -> None:
     canaries = CanarySpec(mislabelled=400, mislabelled_guesses=100)
     spec = run_with(canaries)
     answer = answered(1, "north", gap=0.0, canaries=canaries)
-    report = canary_report(spec, initial_arrays(spec), [answer], unopened={})
+    report = canary_report(spec, initial_arrays(spec), [answer], unopened={}, absent=())
     (kind,) = report["owners"][0]["kinds"]
     assert (kind["kind"], kind["canaries"]) == ("mislabelled", 400)
     assert kind["included"] == sum(answer.values["canary-bits"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from tacit.attacks.points import OperatingPoint, clopper_pearson, least_fpr
 from tacit.attacks.statistics import Roc, realised, roc_of, thresholds_from_references
@@ -120,6 +120,49 @@ def test_tie_is_crossed_as_a_lot_would_on_average() -> None:
     assert point.fpr == pytest.approx(0.05)
     assert point.tpr == pytest.approx(np.mean(lots), abs=4 * np.std(lots) / 20)
     assert point.tpr > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ceiling", [np.inf, 1.5])
+@pytest.mark.parametrize("mu", [0.0, 1.0, 2.0])
+def test_interval_at_an_fpr_covers_whichever_threshold_has_it(mu: float, ceiling: float) -> None:
+    """Of 500 samples at least 95 %, less two standard errors, hold the TPR at 0.1, 1 and 5 % FPR.
+
+    With nothing to find and with shifts of one and two deviations; with a ceiling, 6.7 % of the
+    non-members tie at the top, and the curve is straight there.
+    """
+    rng, fprs, trials = np.random.default_rng(31), (0.001, 0.01, 0.05), 500
+    top = 1.0 - ndtr(ceiling)
+    held = []
+    for _ in range(trials):
+        scores, is_member = gaussian(rng, mu, 1000)
+        roc = roc_of(np.minimum(scores, ceiling), is_member)
+        truth = [
+            ndtr(mu - ndtri(1 - fpr)) if fpr > top else ndtr(mu - ceiling) * fpr / top
+            for fpr in fprs
+        ]
+        intervals = [roc.tpr_interval_at(fpr) for fpr in fprs]
+        held.append([i.low <= tpr <= i.high for i, tpr in zip(intervals, truth, strict=True)])
+    assert (np.mean(held, axis=0) >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / trials)).all()
+
+
+@settings(max_examples=40)
+@given(FEW_SCORES, FEW_SCORES, RATES)
+def test_interval_at_an_fpr_holds_its_own_estimate(
+    members: list[int], others: list[int], fpr: float
+) -> None:
+    """The TPR on the curve itself lies within, and more confidence is never narrower."""
+    roc = roc_of(*both(members, others))
+    near, far = (roc.tpr_interval_at(fpr, confidence=c) for c in (0.95, 0.999))
+    assert far.low <= near.low <= roc.tpr_at(fpr).tpr + 1e-12
+    assert roc.tpr_at(fpr).tpr - 1e-12 <= near.high <= far.high
+
+
+def test_too_few_non_members_bound_no_tpr_from_below() -> None:
+    """Of 300 others any may stand above 1 % of all; of 700, surely one of them does."""
+    ends = [roc_of(*both([1] * 500, [0] * others)).tpr_interval_at(0.01) for others in (300, 700)]
+    assert (ends[0].low, ends[0].high) == (0.0, 1.0)
+    assert ends[1].low > 0.98
 
 
 @pytest.mark.parametrize("ceiling", [np.inf, 1.5])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tacit.attacks.runner import run_audit
-from tacit.audit.compare import compare_reports
+from tacit.audit.compare import Standing, compare_reports
 from tacit.audit.plot import save_roc
 from tacit.audit.report import (
     Provenance,
@@ -22,13 +22,16 @@ from tacit.audit.report import (
 )
 from tacit.audit.schema import schema_problems
 from tacit.core.errors import DataError, UnavailableError
+from tacit.core.plain import plain
 from tests.attacks.desk import TINY, subject, trained, untrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PROVENANCE = Provenance(files={"model": "0" * 64}, versions={"tacit": "0"})
+PROVENANCE = Provenance(
+    files=dict.fromkeys(("model", "members", "non-members"), "0" * 64), versions={"tacit": "0"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,7 @@ def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> 
     comparison = compare_reports(fresh, report)
     areas = {each.probe: each for each in comparison.differences if each.metric == "AUC"}
     assert set(areas) == {"loss", "modified-entropy"}
+    assert areas["loss"].standing is Standing.CLEAR
     assert areas["loss"].is_clear
     assert areas["loss"].change[1] > 0
     assert any(
@@ -141,17 +145,114 @@ def test_reports_side_by_side(report: dict[str, Any], fresh: dict[str, Any]) -> 
     assert (same.caveats, same.not_comparable) == ((), ())
 
 
+def changed_files(report: dict[str, Any], **files: str) -> dict[str, Any]:
+    changed = copy.deepcopy(report)
+    changed["provenance"]["files"] |= files
+    return changed
+
+
+def sent_by(report: dict[str, Any], members: str, *, error: float = 0.0) -> dict[str, Any]:
+    """Say that a report was merged from such owners, and how far noise blurs its counts."""
+    merged = copy.deepcopy(report)
+    merged["audited"]["standard_error"] = error
+    return {**merged, "federation": {"sent": [{"member": member} for member in members]}}
+
+
+def counted(report: dict[str, Any], more: int) -> dict[str, Any]:
+    changed = copy.deepcopy(report)
+    for probe in changed["probes"]:
+        probe["members"] += more
+    return changed
+
+
+def elsewhere(report: dict[str, Any]) -> dict[str, Any]:
+    return {**report, "scope": {**report["scope"], "records": "one owner's, at their node"}}
+
+
+OTHER, PERHAPS = Standing.OTHER_RECORDS, Standing.PERHAPS_OTHER_RECORDS
+
+
+@pytest.mark.parametrize(
+    ("change", "standing"),
+    [
+        (lambda r: changed_files(r, members="1" * 64), OTHER),
+        (lambda r: changed_files(r, **{"non-members": "1" * 64}), OTHER),
+        (lambda r: changed_files(r, split="1" * 64), OTHER),
+        (lambda r: changed_files(r, predictions="1" * 64), PERHAPS),
+        (lambda r: changed_files(r, population="1" * 64), Standing.CLEAR),
+        (lambda r: sent_by(r, "ab"), OTHER),
+        (elsewhere, OTHER),
+        (lambda r: counted(r, 1), OTHER),
+    ],
+    ids=[
+        *("members", "non-members", "split", "predictions", "population"),
+        *("owners", "elsewhere", "counts"),
+    ],
+)
+def test_only_a_difference_on_the_same_records_is_clear(
+    report: dict[str, Any],
+    fresh: dict[str, Any],
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    standing: Standing,
+) -> None:
+    """Apart though they are, figures of other owners, counts or files are told by that name."""
+    comparison = compare_reports(fresh, change(report))
+    area = next(each for each in comparison.differences if each.metric == "AUC")
+    assert area.change[1] > 0
+    assert (area.standing, area.is_clear) == (standing, standing is Standing.CLEAR)
+    assert {each.standing for each in comparison.differences} <= {standing, Standing.NOT_APART}
+    assert plain(area)["standing"] == standing.value
+
+
+@pytest.mark.parametrize(("more", "standing"), [(40, Standing.CLEAR), (60, OTHER)])
+def test_noise_on_counts_makes_no_other_records(
+    report: dict[str, Any], fresh: dict[str, Any], more: int, standing: Standing
+) -> None:
+    """A standard error of 12 in both reports: their counts may differ by 51, and no more."""
+    merged = sent_by(fresh, "ab", error=12.0), sent_by(counted(report, more), "ba", error=12.0)
+    area = next(each for each in compare_reports(*merged).differences if each.metric == "AUC")
+    assert area.standing is standing
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_inconclusive_makes_no_clear_difference(
+    report: dict[str, Any], fresh: dict[str, Any], which: int
+) -> None:
+    """A probe that one report calls inconclusive is apart as such; the others stay clear."""
+    pair = copy.deepcopy([fresh, report])
+    doubted, other = "loss", "modified-entropy"
+    next(each for each in pair[which]["probes"] if each["probe"] == doubted)["outcome"] = (
+        "inconclusive"
+    )
+    areas = {
+        each.probe: each for each in compare_reports(*pair).differences if each.metric == "AUC"
+    }
+    assert areas[doubted].standing is Standing.INCONCLUSIVE
+    assert not areas[doubted].is_clear
+    assert areas[other].standing is Standing.CLEAR
+
+
 def test_a_comparison_says_first_that_other_records_were_scored(report: dict[str, Any]) -> None:
     """Other owners, and as few records more or less of one probe, are among the caveats."""
-    merged = [copy.deepcopy(report) for _ in range(2)]
-    for each, members in zip(merged, (["a", "b"], ["b", "a", "c"]), strict=True):
-        each["federation"] = {"sent": [{"member": member} for member in members]}
+    merged = [sent_by(report, members) for members in ("ab", "bac")]
     merged[1]["probes"][0]["members"] -= 1
     first, second = compare_reports(*merged).caveats
     assert first == "other owners: a, b and a, b, c"
     name, members = report["probes"][0]["probe"], report["probes"][0]["members"]
     assert second.startswith(f"{name}: {members} members and")
-    assert f"{members - 1} and" in second
+    assert f"in the first, {members - 1} members and" in second
+
+
+def test_other_counts_are_told_once_and_never_as_exact_as_noise_left_them(
+    report: dict[str, Any],
+) -> None:
+    """All probes of a merged report scored the same records: one line has them all."""
+    merged = sent_by(report, "ab"), sent_by(counted(report, 60), "ab", error=12.0)
+    (said,) = compare_reports(*merged).caveats
+    names, numbers = ", ".join(each["probe"] for each in report["probes"]), report["probes"][0]
+    assert said.startswith(f"{names}: {numbers['members']} members and ")
+    assert f"in the first, about {numbers['members'] + 60} members and " in said
+    assert "(standard error 12 each, from noise) in the second" in said
 
 
 def test_the_same_report_gives_the_same_picture(report: dict[str, Any], tmp_path: Path) -> None:

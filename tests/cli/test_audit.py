@@ -185,6 +185,29 @@ def test_a_manifest_says_how_many_owners(
         assert "--owners N" in said.err
 
 
+def test_a_claim_stands_in_the_report_and_the_plot(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """As the run folder's manifest has it, or as whoever audits names it; none if nobody does."""
+    run_folder = tmp_path / "run"
+    shutil.copytree(folder, run_folder)
+    claim = {"unit": "record", "relation": "add/remove", "epsilon": 2.0, "delta": 1e-5}
+    manifest = {"rounds": [], "members": {"1": "ada"}, "claims": {"1": {"train": claim}}}
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    files = ["--members", str(folder / "members.npz"), "--nonmembers"]
+    files += [str(folder / "nonmembers.npz"), "--probe", "loss", "--owners", "1"]
+    from_folder = ["audit", "run", "--run", str(run_folder), *files]
+    named = arguments(folder, "--probe", "loss", "--claim", "3,1e-6,subject")
+    reports = []
+    for number, command in enumerate((from_folder, named)):
+        out = tmp_path / str(number)
+        assert run([*command, "--out", str(out)]) == 0
+        reports.append(json.loads((out / "report.json").read_text()))
+    assert reports[0]["claims"] == [{"member": "ada", **claim}]
+    assert (reports[1]["claims"][0]["epsilon"], reports[1]["claims"][0]["unit"]) == (3.0, "subject")
+    assert "Claim: epsilon = 3, delta = 1e-06 per subject" in capsys.readouterr().out
+
+
 @pytest.fixture
 def out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to write to, from among the files."""
@@ -203,6 +226,7 @@ def out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--recipe", "members.csv"], 3, "E-CONFIG"),
         (["--model", "run.toml"], 6, "E-ARTIFACT-DAMAGED"),
         (["--slice", "sex"], 3, "E-AUDIT-SLICES"),
+        (["--claim", "3"], 2, "E-AUDIT-CLAIM"),
     ],
 )
 def test_what_cannot_be_audited_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ import pytest
 from tacit.cli.main import run
 from tacit.client.approvals import Verdict
 from tacit.client.store import STORE_NAME, Repeat, RunRecord, open_store
+from tacit.core.members import MEMBERS_FILE, save_members
+from tacit.core.specification import ParticipationSpec, SecureAggregationSpec, canonical_json
 from tacit.privacy.ledger import LEDGER_NAME
 from tests.client.fake_fleet import Domain
+from tests.client.fakes import make_spec, open_mode
 from tests.privacy.ledgers import charge, opened, tampering
 
 if TYPE_CHECKING:
@@ -172,6 +176,40 @@ def test_an_owner_sees_what_each_data_set_has_spent(
     text = capsys.readouterr().out
     assert "WRONG: expected an unbroken ledger, got damage at entry 3" in text
     assert "restore the newest undamaged copy" in text
+
+
+def test_an_owner_reads_among_whom_a_run_sums(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each member with how it stands here, the threshold and the colluders; a plain run has none.
+
+    Pins that cannot be read are said to be so, and the rest is shown.
+    """
+    Domain.create().member(home / "identity", 1)
+    save_members(home / MEMBERS_FILE, {"bo": bytes(32)})
+    spec = make_spec(
+        privacy=open_mode(),
+        participation=ParticipationSpec(rounds=2, min_clients=3),
+        secure_aggregation=SecureAggregationSpec(members=("cy", "a", "bo", "di")),
+    )
+    with contextlib.closing(open_store(home / STORE_NAME)) as store:
+        first = store.load_run("r-0000000a")
+        assert first is not None
+        store.save_run(dataclasses.replace(first, specification=canonical_json(spec)))
+    assert run(["client", "status", "r-0000000a", "--home", str(home), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["members"] == {
+        "a": "this node",
+        "bo": "pinned",
+        "cy": "not pinned",
+        "di": "not pinned",
+    }
+    assert (shown["threshold"], shown["colluders"]) == (3, 1)
+    (home / MEMBERS_FILE).write_text("damaged")
+    assert run(["client", "status", "r-0000000a", "--home", str(home)]) == 0
+    assert "bo: unknown: members.toml cannot be read" in capsys.readouterr().out
+    assert run(["client", "status", "r-0000000b", "--home", str(home), "--json"]) == 0
+    assert "members" not in json.loads(capsys.readouterr().out)
 
 
 def test_an_ambiguous_beginning_names_no_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,10 +16,14 @@ import pytest
 from tacit.cli.main import run
 from tacit.client.ledger_view import read_ledger
 from tacit.client.store import STORE_NAME, open_store
+from tacit.core.canary_spec import CanarySpec
 from tacit.core.keys import MemberKeys
+from tacit.core.specification import canonical_json
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.ledger_head import signed_head_from, verify_head
 from tests.client.fake_fleet import Domain
+from tests.client.fakes import make_spec
+from tests.client.test_store import run_record
 from tests.privacy.ledgers import TERMS, charge, tampering
 
 if TYPE_CHECKING:
@@ -59,6 +64,21 @@ def test_show_tells_what_was_spent_and_for_what(
     assert account["left"] == account["budget"] - account["held"]
     assert value["entries"][-1]["body"]["charge"]["noise_source"] == "AES-256-CTR"
     assert value["problem"] is None
+
+
+def test_show_marks_what_a_twin_has_cost(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The entries of a run whose model was discarded say whose twin it was."""
+    value = json.loads(told(home, capsys, "show", "--json"))
+    assert value["twins"] == {}
+    (run_id,) = {e["body"]["charge"]["run"] for e in value["entries"] if e["kind"] == "reserve"}
+    twin = dataclasses.replace(make_spec(), canaries=CanarySpec(directions=20, run="r-0000000b"))
+    with contextlib.closing(open_store(home / STORE_NAME)) as store:
+        for known in (run_id, "r-0000000c"):
+            record = dataclasses.replace(run_record(), run_id=known)
+            store.save_run(dataclasses.replace(record, specification=canonical_json(twin)))
+    value = json.loads(told(home, capsys, "show", "--json"))
+    assert value["twins"] == {run_id: "r-0000000b"}
+    assert f"{run_id} is a twin of r-0000000b" in told(home, capsys, "show")
 
 
 def declare(home: Path, **changes: object) -> None:

@@ -238,6 +238,10 @@ def test_an_owner_who_is_lost_and_back_is_named() -> None:
         return line_of(Event(sequence=1, at_s=0.0, kind=kind, fields=fields), 2)
 
     assert line(EventKind.NODE_LEFT, member="va", code="") == "va: its connection is lost"
+    denied = line(EventKind.NODE_LEFT, member="va", code="E-RUN-DENIED")
+    assert denied == "va: takes no part any more, since its owner denied the run"
+    failed = line(EventKind.REPLY_FAILED, round=2, member="va", code="E-RUN-DENIED")
+    assert failed == "round 2: va denied the run"
     assert line(EventKind.NODE_LEFT, member="va", code="E-MEMBER-REVOKED").endswith("REVOKED")
     assert line(EventKind.NODE_JOINED, member="va") == "va: connected again"
 

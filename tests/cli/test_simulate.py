@@ -51,6 +51,26 @@ def test_simulate_says_what_makes_the_gradients(
     assert f"note: {note}\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dealt", [True, False], ids=["one file for all", "a file each"])
+def test_owners_without_rules_have_room_for_canaries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, dealt: bool
+) -> None:
+    """They allow all that the run asks for, and each declares the room beside the records."""
+    private = 'mode = "record-local"\nclip = 1.0\nepsilon = 9.0\ndelta = 1e-4'
+    text = SPECIFICATION.replace('mode = "none"', private).replace("every = 3", "every = 0")
+    (tmp_path / "run.toml").write_text(text + "\n[canaries]\ndirections = 30\nmislabelled = 20\n")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    files = [write_data(folder / f"{name}.csv") for name in ("north", "south")]
+    given = [str(files[0]), "--clients", "2"] if dealt else [str(folder)]
+    out = tmp_path / "out"
+    arguments = ["simulate", str(tmp_path / "run.toml"), "--data", *given, "--out", str(out)]
+    assert run(arguments) == 0, capsys.readouterr().err
+    report = json.loads((out / "canaries.json").read_bytes())
+    assert [len(owner["kinds"]) for owner in report["owners"]] == [2, 2]
+    assert [owner["left"]["bits"] for owner in report["owners"]] == [50, 50]
+
+
 def test_without_matplotlib_there_is_a_table_and_no_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,9 +65,10 @@ def open_mode() -> PrivacySpec:
     return PrivacySpec(mode=PrivacyMode.NONE)
 
 
-def make_config(folder: Path, **policy: Any) -> ClientConfig:
+def make_config(folder: Path, *, max_canaries: int = 0, **policy: Any) -> ClientConfig:
     values: dict[str, Any] = {"approve": Approval.RULE}
-    data = {"default": DataSet(path=folder / "data.csv", records=300)}
+    data_set = DataSet(path=folder / "data.csv", records=300, max_canaries=max_canaries)
+    data = {"default": data_set}
     return ClientConfig(data_sets=data, policy=Policy(**(values | policy)))
 
 

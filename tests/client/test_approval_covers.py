@@ -31,14 +31,25 @@ from tacit.core.specification import (
     ReplySpec,
     RetentionSpec,
     RunSpec,
+    SecureAggregationSpec,
     StrategySpec,
     TrainingSpec,
     audit_of,
     canonical_json,
     specification_sha256,
 )
+from tacit.privacy.secagg.terms import Member
 from tacit.protos import fleet_pb2
-from tests.client.fakes import RUN, instruction, make_config, make_node, make_spec, offer, open_mode
+from tests.client.fakes import (
+    KEY,
+    RUN,
+    instruction,
+    make_config,
+    make_node,
+    make_spec,
+    offer,
+    open_mode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +95,13 @@ AUDIT = audit_of(
 )
 
 TWIN = dataclasses.replace(BUILT_IN, canaries=CanarySpec(directions=40, mislabelled=20))
-SPECS = {"built-in": BUILT_IN, "app": FOREIGN, "audit": AUDIT, "twin": TWIN}
+MEMBERS = ("ada", "bo", "cy")
+SUM = dataclasses.replace(
+    FOREIGN,
+    participation=ParticipationSpec(rounds=2, min_clients=3),
+    secure_aggregation=SecureAggregationSpec(members=MEMBERS),
+)
+SPECS = {"built-in": BUILT_IN, "app": FOREIGN, "audit": AUDIT, "twin": TWIN, "sum": SUM}
 
 
 def leaves(value: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any, Any]]:
@@ -199,11 +216,14 @@ def asking_node(folder: Path, spec: RunSpec, **policy: Any) -> Node:
             "modes": tuple(PrivacyMode),
             "apps": apps,
             "max_epsilon_per_run": 9.0,
-            "audit": AuditPolicy(allow=True, allow_canaries=True),
+            "audit": AuditPolicy(allow=True),
+            "max_canaries": 200,
         }
         | policy,
     )
-    node = make_node(folder, config, prepare=prepare_noted)[0]
+    keys = {"ada": KEY.public_key().public_bytes_raw(), "bo": b"b" * 32, "cy": b"c" * 32}
+    pins = {name: Member(node_id=7, enrolment_key=key) for name, key in keys.items()}
+    node = make_node(folder, config, prepare=prepare_noted, pinned=lambda: pins)[0]
     if spec.audit is not None:
         take_part(node)
     return node

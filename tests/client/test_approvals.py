@@ -25,13 +25,17 @@ from tacit.client.configuration import (
     Approval,
     ApprovalRule,
     AppRule,
+    AuditPolicy,
     ClientConfig,
+    RunKind,
     SecureAggregationPolicy,
     load_client_config,
 )
 from tacit.core.errors import ConfigError, RefusedError, UnavailableError
 from tacit.core.specification import (
     AppSpec,
+    AuditSpec,
+    CanarySpec,
     EvaluationSpec,
     ModelKind,
     ModelSpec,
@@ -40,6 +44,7 @@ from tacit.core.specification import (
     PrivacySpec,
     PrivacyUnit,
     ReplySpec,
+    audit_of,
 )
 from tests.client.fakes import Editable, make_config, make_node, make_spec, offer, open_mode
 
@@ -91,7 +96,6 @@ ALLOWED = {**OPEN, "apps": {"package.module:app": AppRule()}}
         ({}, {}, "approved"),
         ({"privacy": open_mode()}, {}, "E-POLICY-MODE"),
         ({"privacy": open_mode()}, OPEN, "approved"),
-        ({"privacy": private(mode=PrivacyMode.RECORD_DISTRIBUTED)}, OPEN, "E-MODE-NOT-BUILT"),
         ({"privacy": private(unit=PrivacyUnit.SUBJECT)}, {}, "E-POLICY-SUBJECT"),
         ({"privacy": private(unit=PrivacyUnit.CLIENT)}, {}, "E-UNIT-NOT-BUILT"),
         ({"privacy": private(mode=PrivacyMode.CLIENT_LOCAL)}, {}, "E-POLICY-MODE"),
@@ -158,6 +162,35 @@ def test_rules_narrow_what_needs_no_person() -> None:
     many = {"participation": ParticipationSpec(rounds=11)}
     assert judged(many, policy, epsilon=0.5) == "E-APPROVAL-PENDING"
     assert judged({}, {"approve": Approval.ASK}) == "E-APPROVAL-PENDING"
+
+
+def test_a_rule_for_training_approves_no_canaries_and_no_audit() -> None:
+    """A rule names the kinds of run that it covers; by default it is training alone."""
+    canaries = {"canaries": CanarySpec(directions=20)}
+    room = {"max_canaries": 200}
+    assert judged(canaries, room | {"rules": {"small": ApprovalRule()}}) == "E-APPROVAL-PENDING"
+    wide = ApprovalRule(kinds=(RunKind.TRAINING, RunKind.CANARIES))
+    assert judged(canaries, room | {"rules": {"small": wide}}) == "approved"
+    assert judged({}, {"rules": {"small": wide}}) == "approved"
+    twins_alone = ApprovalRule(kinds=(RunKind.CANARIES,))
+    assert judged({}, {"rules": {"small": twins_alone}}) == "E-APPROVAL-PENDING"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "verdict"),
+    [((RunKind.TRAINING,), Verdict.PENDING), ((RunKind.AUDIT,), Verdict.APPROVED)],
+)
+def test_a_rule_approves_an_audit_only_if_it_names_audits(
+    kinds: tuple[RunKind, ...], verdict: Verdict
+) -> None:
+    """Whatever else of the rule fits."""
+    audit = AuditSpec(
+        run="r-0000000a", model_sha256="0" * 64, rounds=1, owners=2, epsilon=0.5, delta=1e-4
+    )
+    asked = audit_of(make_spec(), audit, min_clients=2, round_deadline_s=60.0)
+    rules = {"small": ApprovalRule(kinds=kinds)}
+    config = make_config(HERE, audit=AuditPolicy(allow=True), rules=rules)
+    assert judge(Offer(specification=asked, epsilon=0.5, isolated=True), config).verdict is verdict
 
 
 @pytest.mark.parametrize(

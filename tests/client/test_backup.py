@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
 import stat
 import zipfile
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tacit.client.backup import make_backup, restore_backup
+from tacit.client.daemon import assembled
 from tacit.client.ledger_view import read_ledger
 from tacit.client.restored import Mark, confirm, explained, read_mark, write_mark
+from tacit.client.secure_guard import GUARD_NAME, open_guard
 from tacit.core.errors import TacitError, TrustError
 from tacit.core.members import format_members
 from tacit.core.state import open_state
 from tacit.privacy.ledger import LEDGER_NAME
 from tacit.privacy.ledger_entries import Restore
+from tacit.privacy.secagg.guard import Attempt
 from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain
 from tests.client.fakes import RUN, instruction, make_node, make_spec, offer, open_ledger
@@ -138,6 +144,29 @@ def test_a_restored_node_asks_for_each_run_again(home: Path) -> None:
     node.approve(RUN, repeat=True)
     again, _ = make_node(restored(backed_up(home)), config_of(home))
     assert [len(each.store.list_repeats()) for each in (node, again)] == [1, 0]
+
+
+def test_a_restored_node_begins_no_secure_sum_in_a_run_that_it_knew(home: Path) -> None:
+    """Not an attempt of before the copy, of after it, or of none; in a run that is new it does.
+
+    Nothing of the guard is in the copy, and the node that was copied goes on as it was.
+    """
+    answering(home)
+    first = Attempt(run=RUN, round=1, attempt=1)
+    later = replace(first, attempt=2)
+    with contextlib.closing(open_guard(home, known_runs=())) as guard:
+        guard.begin(first, terms=bytes(32))
+        source = backed_up(home)
+        guard.begin(later, terms=bytes(32))
+    again = restored(source)
+    assert not (again / GUARD_NAME).exists()
+    with assembled(open_state(again, create=False)):
+        pass  # the first start makes the guard
+    with contextlib.closing(open_guard(again, known_runs=())) as guard:
+        for attempt in (first, later, replace(first, round=2)):
+            asked = partial(guard.begin, attempt, terms=bytes(32))
+            assert code_of(asked) == "E-SECAGG-RUN-OVER"
+        guard.begin(replace(first, run="r-00000002"), terms=bytes(32))
 
 
 def test_an_attempt_that_was_charged_before_the_backup_is_not_made_again(home: Path) -> None:

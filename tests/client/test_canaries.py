@@ -11,11 +11,11 @@ import pytest
 
 from tacit.attacks.inclusion import draw_opening, owner_design
 from tacit.client.approvals import Verdict
-from tacit.client.canaries import CANARIES_NAME, drawn_opening, held_opening
-from tacit.client.configuration import AuditPolicy, DataSet
+from tacit.client.canaries import CANARIES_NAME, COMMITTED, drawn_opening, held_opening
+from tacit.client.configuration import Approval, DataSet
 from tacit.client.preparation import PREPARED_NAME, PrepareJob
 from tacit.client.prepare import prepare_data
-from tacit.core.errors import RefusedError, UnavailableError
+from tacit.core.errors import DataError, UnavailableError
 from tacit.core.specification import CanarySpec, RunSpec, canonical_json
 from tacit.learning.prepared import load_prepared
 from tacit.protos import fleet_pb2, pipe_pb2
@@ -34,7 +34,7 @@ from tests.client.fakes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-ALLOWED = AuditPolicy(allow_canaries=True)
+ROOM = 200  # of the 300 declared records, kept for canaries
 CANARIES = CanarySpec(directions=40, mislabelled=20)
 
 
@@ -57,22 +57,22 @@ def test_canaries_are_off_by_default(tmp_path: Path) -> None:
     node, _ = make_node(tmp_path, make_config(tmp_path))
     judgement = offer(node, make_spec(canaries=CANARIES))
     assert (judgement.verdict, judgement.code) == (Verdict.DENIED, "E-POLICY-CANARIES")
-    assert "allow_canaries = true" in judgement.reason
+    assert "max_canaries under [data_sets.default]" in judgement.reason
 
 
 @pytest.mark.parametrize(
     ("canaries", "code"),
     [
         (CanarySpec(directions=40, twin=False), "E-CANARIES-RELEASED"),
-        (CanarySpec(directions=301), "E-CANARIES-NO-ROOM"),
-        (CanarySpec(directions=300), ""),
+        (CanarySpec(directions=ROOM + 1), "E-CANARIES-NO-ROOM"),
+        (CanarySpec(directions=ROOM), ""),
     ],
 )
 def test_a_released_model_holds_one_percent(
     tmp_path: Path, canaries: CanarySpec, code: str
 ) -> None:
-    """Of 300 declared records a released run may have 3 canaries, a twin what there is room for."""
-    node, _ = make_node(tmp_path, make_config(tmp_path, audit=ALLOWED))
+    """Of 300 declared records a released run may have 3 canaries, a twin all that are kept."""
+    node, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM))
     assert offer(node, make_spec(canaries=canaries)).code == code
 
 
@@ -101,23 +101,57 @@ def test_two_owners_have_other_directions_and_rows() -> None:
     assert owner_design(CANARIES, 1) == one
 
 
-def test_an_update_carries_the_commitment_and_an_opening_no_charge(tmp_path: Path) -> None:
-    """The first claim has the salted hash; opening costs nothing, and ends the training."""
-    node, _ = make_node(tmp_path, make_config(tmp_path, audit=ALLOWED), opening_reply)
+def test_no_room_names_numbers_key_and_file(tmp_path: Path) -> None:
+    """What is kept, what is declared, what is asked, and where to change it."""
+    node, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM))
+    reason = offer(node, make_spec(canaries=CanarySpec(directions=250))).reason
+    assert "data_sets.default.max_canaries of client.toml keeps room for 200 canaries" in reason
+    assert "within the 300 declared records, the run asks for 250" in reason
+
+
+def test_the_yes_carries_the_commitment(tmp_path: Path) -> None:
+    """Drawn when the owner says yes, before any message; the same after a no and another yes."""
+    config = make_config(tmp_path, max_canaries=ROOM, approve=Approval.ASK)
+    node, _ = make_node(tmp_path, config, opening_reply)
+    assert offer(node, make_spec(canaries=CANARIES)).verdict is Verdict.PENDING
+    assert node.canary_commitment(RUN) == b""
+    node.approve(RUN)
+    opening = held_opening(tmp_path / "runs" / RUN)
+    assert opening is not None
+    assert node.canary_commitment(RUN).hex() == opening.commitment()
+    node.deny(RUN)
+    assert node.canary_commitment(RUN) == b""
+    node.approve(RUN)
+    assert node.canary_commitment(RUN).hex() == opening.commitment()
+    (line,) = [each for each in node.store.list_decisions(limit=50) if each.outcome == COMMITTED]
+    assert line.reason == opening.commitment()
+
+
+def test_a_run_without_canaries_commits_to_nothing(tmp_path: Path) -> None:
+    """Its yes is as it was."""
+    node, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM))
+    assert offer(node, make_spec()).verdict is Verdict.APPROVED
+    assert node.canary_commitment(RUN) == b""
+
+
+def test_an_opening_costs_nothing_and_ends_the_training(tmp_path: Path) -> None:
+    """It has bytes, which the log counts; the bits stay until the run is known to be over."""
+    node, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM), opening_reply)
     spec = make_spec(canaries=CANARIES)
     assert offer(node, spec).verdict is Verdict.APPROVED
     early = head_of(node, spec, 1, message_type="query")
     assert early.failure.reason == "E-CANARIES-UNTRAINED"
-    update = head_of(node, spec, 2)
-    opening = held_opening(tmp_path / "runs" / RUN)
-    assert opening is not None
-    assert update.claim.canary_commitment.hex() == opening.commitment()
+    assert not head_of(node, spec, 2).HasField("failure")
     before = node.charges.head()
     opened = head_of(node, spec, 3, message_type="query")
     assert opened.WhichOneof("outcome") == "manifest"
     assert not opened.HasField("claim")
     assert node.charges.head() == before
+    line = next(each for each in node.store.list_decisions(limit=9) if each.message_type == "query")
+    assert (line.outcome, line.payload_bytes) == ("released", opened.manifest.ByteSize())
+    assert line.payload_bytes > 60
     assert head_of(node, spec, 4).failure.reason == "E-CANARIES-OPENED"
+    assert held_opening(tmp_path / "runs" / RUN) is not None
     assert node.end_run(RUN, "finished")
     assert not (tmp_path / "runs" / RUN / CANARIES_NAME).exists()
 
@@ -131,7 +165,7 @@ def test_an_opening_with_more_in_it_stays(tmp_path: Path) -> None:
             manifest.records[0].items.add(key="loss", real=0.5)
         return manifest, payload
 
-    node, _ = make_node(tmp_path, make_config(tmp_path, audit=ALLOWED), greedy)
+    node, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM), greedy)
     spec = make_spec(canaries=CANARIES)
     offer(node, spec)
     assert not head_of(node, spec, 1).HasField("failure")
@@ -144,7 +178,9 @@ def head_of(node: Any, spec: RunSpec, number: int, **asked: Any) -> fleet_pb2.Re
     return fleet_pb2.ReplyHead.FromString(entry.head)
 
 
-def job_of(folder: Path, *, records: int, declared: int, canaries: CanarySpec) -> PrepareJob:
+def job_of(
+    folder: Path, *, records: int, declared: int, canaries: CanarySpec | None, room: int = 60
+) -> PrepareJob:
     rng = np.random.default_rng(0)
     rows = [f"{rng.uniform(1, 99):.1f},{number % 2}" for number in range(records)]
     (folder / "data.csv").write_text("\n".join(["age,target", *rows]) + "\n")
@@ -153,10 +189,10 @@ def job_of(folder: Path, *, records: int, declared: int, canaries: CanarySpec) -
     spec = replace(spec, data=replace(spec.data, label="target"))
     return PrepareJob(
         specification=canonical_json(spec),
-        data_set=DataSet(path=folder / "data.csv", records=declared),
+        data_set=DataSet(path=folder / "data.csv", records=declared, max_canaries=room),
         folder=folder,
         split_key=bytes(32),
-        opening=draw_opening(owner_design(canaries, 7)),
+        opening=canaries and draw_opening(owner_design(canaries, 7)),
     )
 
 
@@ -180,8 +216,21 @@ def test_mislabelled_records_are_trained_on_and_never_held_out(tmp_path: Path) -
     assert sets.canaries.included.tolist() == job.opening.included.tolist()
 
 
-def test_all_canaries_count_towards_the_declared_records(tmp_path: Path) -> None:
-    """Those that are out, too: how many are in is part of the secret."""
-    with pytest.raises(RefusedError) as caught:
-        prepare_data(job_of(tmp_path, records=101, declared=160, canaries=CANARIES))
-    assert caught.value.code == "E-CANARIES-NO-ROOM"
+@pytest.mark.parametrize("canaries", [None, CanarySpec(directions=20), CANARIES])
+def test_how_many_records_there_are_has_no_part_in_the_room(
+    tmp_path: Path, canaries: CanarySpec | None
+) -> None:
+    """Room is kept in every run: whatever is asked, the same 100 records fit, and 101 never do."""
+    prepare_data(job_of(tmp_path, records=100, declared=160, canaries=canaries))
+    with pytest.raises(DataError, match="60 of 160 kept for canaries") as caught:
+        prepare_data(job_of(tmp_path, records=101, declared=160, canaries=canaries))
+    assert caught.value.code == "E-DATA-MORE-THAN-DECLARED"
+
+
+def test_the_room_in_force_is_held_against_every_message(tmp_path: Path) -> None:
+    """A node that starts again without room answers nothing in a run that was approved with it."""
+    spec = make_spec(canaries=CANARIES)
+    with_room, _ = make_node(tmp_path, make_config(tmp_path, max_canaries=ROOM), opening_reply)
+    offer(with_room, spec)
+    with_room.config = make_config(tmp_path)
+    assert head_of(with_room, spec, 1).failure.reason == "E-POLICY-CANARIES"

@@ -346,6 +346,8 @@ def test_check_remarks_on_modes_that_are_not_built(home: Path) -> None:
     [
         (ROWS, CONFIG, Grade.OK, "40 records, 2 columns (age, label)"),
         (ROWS, CONFIG.replace("100", "39"), Grade.WRONG, "40 records"),
+        (ROWS, CONFIG + "max_canaries = 60\n", Grade.OK, "at most 40 records, 60 more declared"),
+        (ROWS, CONFIG + "max_canaries = 61\n", Grade.WRONG, "at most 39 records, 61 more"),
         ("age,label\n", CONFIG, Grade.WRONG, "0 records"),
         (ROWS + "1,2,3\n", CONFIG, Grade.WRONG, "cannot be read as csv"),
         (ROWS, CONFIG + 'format = "parquet"\n', Grade.WRONG, "cannot be read as parquet"),
@@ -376,6 +378,15 @@ def test_check_finds_a_run_whose_unit_is_not_the_owners(home: Path) -> None:
     assert found["unit of run.toml"].grade is Grade.WRONG
     assert "E-POLICY-SUBJECT" in found["unit of run.toml"].text
     assert found["contract of run.toml"].grade is Grade.OK
+
+
+def test_check_finds_canaries_that_the_owner_has_no_room_for(home: Path) -> None:
+    """As the node would deny the run; with room for them the check has nothing to say."""
+    (home / "run.toml").write_text(RUN_TOML + "[canaries]\ndirections = 40\n")
+    found = check(home, run=home / "run.toml")["canaries of run.toml"]
+    assert (found.grade, "max_canaries" in found.text) == (Grade.WRONG, True)
+    (home / "client.toml").write_text(CONFIG + "max_canaries = 40\n")
+    assert "canaries of run.toml" not in check(home, run=home / "run.toml")
 
 
 def test_check_shows_what_cleaning_does_and_warns_of_identifiers(home: Path) -> None:

@@ -332,6 +332,12 @@ class Federation:
         finally:
             store.close()
 
+    def steps(self, name: str, run_id: str) -> set[str]:
+        """Return the steps of secure aggregation that an owner has answered in a run."""
+        prefix = "query.secagg-"
+        kinds = {line.message_type for line in self.decisions(name, run_id)}
+        return {kind.removeprefix(prefix) for kind in kinds if kind.startswith(prefix)}
+
     def processes(self, words: str = "") -> dict[int, str]:
         """Return the processes of this federation, by id, whose command line has these words."""
         return processes(str(self.root), words)

@@ -146,12 +146,15 @@ def test_an_audit_ends_in_one_merged_report(played: tuple[Federation, str]) -> N
     assert "What left each owner:" in shown.out
     pulled = auditor(made, "run", "pull", audit_id, "--out", "pulled-audit")
     assert pulled.code == 0, pulled.err
-    assert read_report(made.root / "pulled-audit") == done.json
+    assert {**read_report(made.root / "pulled-audit"), "claims": done.json["claims"]} == done.json
 
 
 def verify_merged(made: Federation, report: dict[str, Any], run_id: str, audit_id: str) -> None:
     assert report["scope"]["is_merged"] is True
     assert report["outcome"] != "evidence"
+    assert [each["member"] for each in report["claims"]] == sorted(HOSPITALS)
+    assert {each["unit"] for each in report["claims"]} == {"record"}
+    assert all(each["epsilon"] > 0 for each in report["claims"])
     told = report["federation"]
     assert (told["run"], told["audit_run"]) == (run_id, audit_id)
     assert told["not_merged"] == [{"member": UNWILLING, "why": "denied", "code": "E-POLICY-AUDIT"}]

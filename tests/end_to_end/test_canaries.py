@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 OWNERS, UNWILLING = ("north", "south"), "west"
 ROUNDS, STEPS = 16, 2
-ALLOWED = "[policy.audit]\nallow_canaries = true\n"
+ROOM = "max_canaries = 500\n"
 RUN = {
     "name": "small",
     "data": {
@@ -57,8 +57,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Federatio
                 f'[data_sets.default]\npath = "{made.root / owner}.csv"\nrecords = 600\n'
                 "budget = 50\n"
             )
-            policy = ALLOWED if owner in OWNERS else "[policy.audit]\nallow = true\n"
-            made.add_clients(owner, data=declared, policy=policy)
+            made.add_clients(owner, data=declared + (ROOM if owner in OWNERS else ""))
         run = from_plain(RUN, RunSpec)
         initial = made.root / "initial.safetensors"
         save_arrays(initial, initial_arrays(run))
@@ -94,6 +93,7 @@ def test_a_twin_survives_a_killed_node_and_ends_in_a_report(
         owner: made.wait_for_event(twin_id, "canaries_committed", member=owner)["commitment"]
         for owner in OWNERS
     }
+    made.wait_for_event(twin_id, "round_finished", round=1)
     made.daemons["north"].kill()
     made.start_client("north")
     made.wait_for_event(twin_id, "run_finished")
@@ -104,8 +104,13 @@ def test_a_twin_survives_a_killed_node_and_ends_in_a_report(
     rounds = [fields["round"] for kind, fields in events[left:] if kind == "round_finished"]
     assert rounds[-1] == ROUNDS, "the node was killed before the last round"
 
-    shown = auditor(made, "audit", "show", run_id, "--json")
+    kinds = [kind for kind, _ in events]
+    assert kinds.index("run_started") > max(
+        place for place, kind in enumerate(kinds) if kind == "canaries_committed"
+    )
+    shown = auditor(made, "audit", "show", twin_id, "--json", "--verify")
     assert shown.code == 0, shown.err
+    assert "the commitments of 2 owners" in shown.err
     report = shown.json
     assert (report["run"], report["canary_run"], report["twin"]) == (run_id, twin_id, True)
     assert {owner["member"]: owner["commitment"] for owner in report["owners"]} == committed
@@ -129,6 +134,13 @@ def test_a_twin_survives_a_killed_node_and_ends_in_a_report(
         ledger = made.tacit("ledger", "show", "--home", made.root / owner, "--json").json
         kinds = {e["kind"] for e in ledger["entries"] if twin_id in json.dumps(e["body"])}
         assert kinds == {"reserve"}
+        assert ledger["twins"][twin_id] == run_id
+        status = made.tacit("client", "status", twin_id, "--home", made.root / owner, "--json").json
+        assert status["ended_reason"] == report["line"]
+        assert status["canaries"]["commitment"] == committed[owner]
+        left = next(each["left"] for each in report["owners"] if each["member"] == owner)
+        assert status["canaries"]["opened"] == left
+        assert left["bytes"] > 300 * 8
         folder = made.root / owner / "runs" / twin_id
         assert not {"canaries.json", "prepared.safetensors", "received.safetensors"} & {
             path.name for path in folder.iterdir()
@@ -147,6 +159,12 @@ def test_the_verb_waits_shows_and_writes(played: tuple[Federation, str]) -> None
     assert "fl-canaries" in done.out
     report = read_report(made.root / "twin")
     assert [len(owner["kinds"]) for owner in report["owners"]] == [1, 1]
+    assert "without mislabelled records, missing or wrong clipping was not tested" in done.out
+    listed = auditor(made, "audit", "show", run_id, "--json").json
+    twins = [each["canary_run"] for each in listed.get("audits", [listed])]
+    assert report["canary_run"] in twins
+    again = auditor(made, "audit", "canaries", report["canary_run"])
+    again.refuses(2, "E-TWIN-OF")
     shown = auditor(made, "audit", "show", "twin")
     assert (shown.code, "one-run*" in shown.out) == (0, True), shown.err
 

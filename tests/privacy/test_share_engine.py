@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tacit.core.specification import Relation
 from tacit.privacy.distributed.cohort import Cohort
 from tacit.privacy.distributed.encoding import decode
 from tacit.privacy.distributed.plan import DistributedPlan, distributed_plan_of
-from tacit.privacy.dpsgd.share import make_share_engine
+from tacit.privacy.dpsgd.engine import Engine, source_for
+from tacit.privacy.dpsgd.share import ShareMechanism, make_share_engine
 from tacit.privacy.spec import (
     ClientDistributed,
     GivenNoise,
@@ -23,6 +25,10 @@ from tacit.privacy.spec import (
     Subject,
     Unit,
 )
+from tests.privacy.recorder import Declared, Recorder, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KEY = bytes(range(32))
 MEMBERS = 4
@@ -105,6 +111,30 @@ def test_each_step_has_noise_of_its_own_and_a_restart_the_same() -> None:
     assert np.array_equal(first, other.share(features, labels))
     with pytest.raises(RefusedError, match="E-STEPS-SPENT"):
         one.share(features, labels)
+
+
+class Decoded(ShareMechanism):
+    """A member's share as numbers again, so that a recorder sees what noise is in it."""
+
+    def release(self, sums: Sequence[torch.Tensor], *, step: int) -> list[torch.Tensor]:
+        (ring,) = super().release(sums, step=step)
+        return [torch.from_numpy(decode(ring.numpy().view(np.uint32), self._plan.noise))]
+
+
+def test_a_share_does_what_its_account_says() -> None:
+    """Replayed without one record: the sum moves by C at most, the noise is the same and new."""
+    plan = plan_of(Record(), noise_multiplier=5.0)
+    features, labels = records(40, seed=3)
+    recorders = []
+    for count in (40, 39):
+        recorder = Recorder(Decoded(plan, KEY))
+        engine = Engine(source_for(model())[0], recorder, steps=2)
+        for _ in range(2):
+            engine.gradient(features[:count], labels[:count])
+        recorders.append(recorder)
+    deviation = plan.noise.local_deviation / plan.noise.scale
+    declared = Declared(sensitivity=plan.clip, deviation=deviation, normaliser=1.0, sample_rate=1.0)
+    verify(*recorders, declared)
 
 
 def test_an_owner_without_records_sends_noise() -> None:

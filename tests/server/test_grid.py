@@ -37,6 +37,7 @@ class RecordingPort(DyingPort):
         self.stored: list[str] = []
         self.pushed: list[Outgoing] = []
         self.silent: set[int] = set()
+        self.waited: list[int] = []  # for how many messages each pull has waited
 
     def store(self, name: str, segments: Sequence[bytes | memoryview]) -> None:
         self.stored.append(name)
@@ -47,6 +48,7 @@ class RecordingPort(DyingPort):
         super().push(messages)
 
     def pull(self, message_ids: Sequence[str], *, timeout_s: float, wait: bool) -> list[Result]:
+        self.waited += [len(message_ids)] if wait else []
         results = super().pull(message_ids, timeout_s=timeout_s, wait=wait)
         return [item for item in reversed(results) if item.node_id not in self.silent]
 
@@ -117,6 +119,14 @@ def test_a_reply_that_never_comes_is_an_error_reply() -> None:
     replies = list(grid.send_and_receive(instructions(content()), timeout=1.0))
     assert [reply.has_error() for reply in replies] == [False, True, False]
     assert replies[1].error.reason == "E-MESSAGE-EXPIRED"
+
+
+def test_one_by_one_no_pull_waits_for_two() -> None:
+    """Whoever is gone is waited for as long as the others, and every message has its reply."""
+    grid, port = make_grid()
+    replies = grid.send_and_receive(instructions(content()), timeout=60.0, one_by_one=True)
+    assert [reply.metadata.src_node_id for reply in replies] == [10, 20, 30]
+    assert port.waited == [1, 1, 1]
 
 
 def test_the_deadline_travels_with_the_message() -> None:

@@ -94,6 +94,7 @@ class Desk:
             grace_s=30,
             tell=self._tell,
             member=str,
+            directory=dict,
             keep_head=LedgerHeads(self.store, now=lambda: 0.0).keep,
             changed=lambda _run: None,
             now=lambda: 1000.0 + self.now,

@@ -162,6 +162,18 @@ def test_a_gone_node_is_given_up_after_the_grace_time_once_the_quorum_answered()
     assert answered(made.tick(35)) == [("replied", ""), ("replied", ""), ("failed", "E-NODE-GONE")]
 
 
+def test_who_is_waited_for_alone_has_the_whole_time() -> None:
+    """A pull of one message gives nobody up for being gone: not before its time to live."""
+    made = pushed(1, 2, 3)
+    made.observe_node(3, approved=True, connected=False, now=0)
+    made.accept_reply(ids(1)[0], 1, now=1)
+    made.accept_reply(ids(2)[0], 2, now=1)
+    assert answered(made.pull(1, ids(3), timeout_s=0, wait=True, now=1)) is None
+    assert answered(made.tick(59.9)) is None
+    made.observe_node(3, approved=True, connected=True, now=59.9)
+    assert answered(made.accept_reply(ids(3)[0], 3, now=59.9)) == [("replied", "")]
+
+
 def test_a_round_below_its_quorum_waits_for_a_gone_node() -> None:
     """Giving up would waste what the others have paid for."""
     made = pushed(1, 2)

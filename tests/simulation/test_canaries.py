@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tacit.attacks.canary_report import verify_report
+from tacit.audit.report import parse_canaries
 from tacit.client.configuration import DataSet
 from tacit.client.preparation import PREPARED_NAME
 from tacit.core.configuration import from_plain
@@ -59,12 +61,13 @@ def owners_of(folder: Path, *, declared: int = DECLARED) -> list[Owner]:
         lines = [",".join(map(str, row)) + (",a" if row[0] < 0.5 else ",b") for row in rows]
         header = ",".join(f"x{i}" for i in range(8)) + ",y"
         path.write_text("\n".join([header, *lines]) + "\n")
-        made.append(Owner(name=name, data_set=DataSet(path=path, records=declared)))
+        data_set = DataSet(path=path, records=declared, max_canaries=declared - RECORDS)
+        made.append(Owner(name=name, data_set=data_set))
     return made
 
 
 def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
-    """Two owners open what they committed to before round 1; each claim has figures."""
+    """Two owners open what they committed to before the start; each claim has figures."""
     seen: list[Event] = []
     done = simulate(run_with(CANARIES), owners_of(tmp_path), tmp_path / "run", watch=seen.append)
     report = json.loads(done.folder.canaries.read_bytes())
@@ -72,8 +75,12 @@ def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
     committed = {
         event.fields["member"]: event.fields["commitment"]
         for event in seen
-        if event.kind is EventKind.CANARIES_COMMITTED and event.fields["round"] == 1
+        if event.kind is EventKind.CANARIES_COMMITTED
     }
+    kinds = [event.kind for event in seen]
+    assert kinds.index(EventKind.RUN_STARTED) > max(
+        place for place, kind in enumerate(kinds) if kind is EventKind.CANARIES_COMMITTED
+    )
     assert {owner["member"]: owner["commitment"] for owner in report["owners"]} == committed
     assert sorted(manifest["commitments"].values()) == sorted(committed.values())
     assert sorted(committed) == ["north", "south"]
@@ -90,6 +97,12 @@ def test_a_twin_ends_in_a_report_and_keeps_no_weights(tmp_path: Path) -> None:
         assert (methods[0], methods[-1]) == ("one-run", "fl-canaries")
     assert report["verdict"] == "inconclusive"
     assert "of at most" in report["line"]
+    assert verify_report(parse_canaries(done.folder.canaries.read_bytes())) == 22
+    left = [owner["left"] for owner in report["owners"]]
+    assert [(each["bits"], each["salt_bytes"], each["sums"]) for each in left] == [
+        (260, 32, 200)
+    ] * 2
+    assert all(each["bytes"] > 200 * 8 for each in left)
     kept = {path.name for path in done.folder.path.rglob("*.safetensors")}
     assert kept == {"initial.safetensors", "000003.safetensors"}
     assert load_checkpoint(done.folder.path / "checkpoints" / "000003.safetensors").arrays == {}
@@ -147,7 +160,6 @@ def test_without_canaries_nothing_is_said_of_them(tmp_path: Path) -> None:
     done = simulate(run_with(None), owners_of(tmp_path), tmp_path / "run", watch=seen.append)
     manifest = json.loads(done.folder.manifest.read_bytes())
     assert "commitments" not in manifest
-    assert all("canaries" not in sides["train"] for sides in manifest["claims"].values())
     assert [event for event in seen if "canaries" in event.kind.value] == []
     assert not done.folder.canaries.exists()
     assert done.folder.model.exists()

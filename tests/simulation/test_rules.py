@@ -37,7 +37,7 @@ def test_an_app_of_ones_own_needs_the_owners_word(tmp_path: Path) -> None:
         load_rules(written(tmp_path, POLICY), run)
     rules = load_rules(written(tmp_path, POLICY + f'[policy.apps."{app_of(run)}"]\n'), run)
     save_arrays(tmp_path / "initial.safetensors", initial_arrays())
-    owners = bare_owners(len(NODES), rules)
+    owners = bare_owners(run, clients=len(NODES), rules=rules)
     done = simulate(run, owners, tmp_path / "run", initial=tmp_path / "initial.safetensors")
     assert done.folder.model.exists()
     assert all(owner.policy is rules.policy for owner in owners)

@@ -11,7 +11,7 @@ import pytest
 
 from tacit.core.artifacts import load_arrays, save_arrays
 from tacit.core.configuration import from_plain
-from tacit.core.errors import AppError, ConfigError
+from tacit.core.errors import AppError, ConfigError, UsageError
 from tacit.core.specification import RunSpec, SecureAggregationSpec, to_plain
 from tacit.protos.fleet_pb2 import InstructionHead, ReplyHead
 from tacit.protos.records_pb2 import AppFailure
@@ -47,6 +47,22 @@ def played(run: RunSpec, folder: Path, *, clients: int, initial: bool = False) -
     if initial:
         save_arrays(start, initial_arrays())
     return simulate(run, owners, folder / "run", initial=start if initial else None)
+
+
+def test_owners_of_a_trial_are_the_members_whom_the_run_names(tmp_path: Path) -> None:
+    """One file is dealt out to them by name; other owners than those are refused at once."""
+    run = secured(tiny(), 4, max_weight=100)
+    assert run.secure_aggregation is not None
+    named = replace(run.secure_aggregation, members=("ada", "bo", "cy", "di"))
+    run = replace(run, secure_aggregation=named)
+    data = write_data(tmp_path / "data.csv")
+    owners = owners_in(data, run, clients=4, scratch=tmp_path / "shares")
+    assert [owner.name for owner in owners] == ["ada", "bo", "cy", "di"]
+    others = owners_in(data, tiny(), clients=4, scratch=tmp_path / "others")
+    for wrong in (others, owners[:3], [*owners, others[0]]):
+        with pytest.raises(UsageError, match="members whom the run names"):
+            simulate(run, wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def rounds_of(done: Simulated) -> list[dict[str, Any]]:
@@ -105,8 +121,12 @@ class Losing:
         vectors: the masked vectors that were sent.
     """
 
-    def __init__(self, step: str, members: tuple[int, ...], *, round_number: int) -> None:
+    def __init__(
+        self, step: str, members: tuple[int, ...], *, round_number: int, asked: int = 1
+    ) -> None:
+        """Lose these members when they are asked for this step so often."""
         self._step, self._members, self._round = step, members, str(round_number)
+        self._asked = dict.fromkeys(members, asked)
         self._numbers: dict[int, int] = {}
         self._gone: set[int] = set()
         self.vectors: list[bytes] = []
@@ -116,7 +136,9 @@ class Losing:
         if head.group_id != self._round or head.message_type == "evaluate":
             return False
         if head.message_type == self._step and number in self._members:
-            self._gone.add(number)
+            self._asked[number] -= 1
+            if self._asked[number] <= 0:
+                self._gone.add(number)
         return number in self._gone
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:

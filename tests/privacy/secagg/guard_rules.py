@@ -83,3 +83,45 @@ class GuardRules:
         open_guard().reveal(S1, attempt=FIRST, what=NOISED)
         other = dataclasses.replace(NOISED, survivors=(1, 2, 4), dropped=(3,))
         open_guard().reveal(OTHER, attempt=SECOND, what=other)
+
+    def test_without_noise_no_noised_sum_hides_another_cohort(self, open_guard: OpenGuard) -> None:
+        """A bare sum is held against all that were opened in its round, noised ones too."""
+        open_guard().reveal(S1, attempt=FIRST, what=NOISED)
+        fewer = dataclasses.replace(BARE, survivors=(1, 2))
+        with pytest.raises(RefusedError, match="E-SECAGG-COHORT-CHANGED"):
+            open_guard().reveal(OTHER, attempt=SECOND, what=fewer)
+
+    def test_the_largest_numbers_are_kept_apart(self, open_guard: OpenGuard) -> None:
+        """Rounds go to 2^64 - 1 and attempts to 2^32 - 1: none is taken for another."""
+        rounds = (0, 1, 2**63 - 1, 2**63, 2**64 - 1)
+        for attempt in (0, 2**32 - 1):
+            named = [Attempt(run="r", round=number, attempt=attempt) for number in rounds]
+            for each in named:
+                open_guard().begin(each, terms=S1)
+            for each in named:
+                with pytest.raises(RefusedError, match="E-SECAGG-BEGUN"):
+                    open_guard().begin(each, terms=S1)
+
+    def test_a_run_that_is_over_is_never_begun_in_again(self, open_guard: OpenGuard) -> None:
+        """Its records go and its id stays, however often it is said; others keep all of theirs."""
+        elsewhere = dataclasses.replace(FIRST, run="other")
+        for attempt, session in ((FIRST, S1), (elsewhere, OTHER)):
+            open_guard().begin(attempt, terms=session)
+            open_guard().send(session, step=1, digest=b"a")
+            open_guard().sign(session, statement=b"a")
+            open_guard().reveal(session, attempt=attempt, what=BARE)
+        open_guard().forget_run(FIRST.run)
+        open_guard().forget_run(FIRST.run)
+        for attempt in (FIRST, SECOND):
+            with pytest.raises(RefusedError, match="E-SECAGG-RUN-OVER"):
+                open_guard().begin(attempt, terms=S1)
+        with pytest.raises(RefusedError, match="E-SECAGG-REVEALED"):
+            open_guard().reveal(S1, attempt=FIRST, what=BARE)
+        with pytest.raises(RefusedError, match="E-SECAGG-BEGUN"):
+            open_guard().begin(elsewhere, terms=OTHER)
+        with pytest.raises(RefusedError, match="E-SECAGG-SECOND-VECTOR"):
+            open_guard().send(OTHER, step=1, digest=b"b")
+        with pytest.raises(RefusedError, match="E-SECAGG-SIGNED"):
+            open_guard().sign(OTHER, statement=b"a")
+        with pytest.raises(RefusedError, match="E-SECAGG-REVEALED"):
+            open_guard().reveal(OTHER, attempt=elsewhere, what=BARE)
