@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tacit.client.configuration import AppRule
 from tacit.core.errors import TacitError
-from tacit.core.specification import PrivacyMode, canonical_json, specification_sha256
+from tacit.core.specification import (
+    AppSpec,
+    MetricSpec,
+    PrivacyMode,
+    ReplySpec,
+    canonical_json,
+    specification_sha256,
+)
 from tacit.privacy.secagg import messages
 from tacit.protos.secure import CONSISTENCY, KEYS, MASKED, SHARES, STEPS, UNMASK
 from tests.client.fakes import MODEL, RUN, make_spec, open_mode
@@ -102,7 +110,6 @@ def test_no_update_leaves_outside_a_session(mode: PrivacyMode, tmp_path: Path) -
     assert cohort.runner.calls == []
 
 
-@OPEN
 def test_no_update_leaves_under_another_name_of_training(tmp_path: Path) -> None:
     """An app of somebody's own may have several kinds of training; none leaves in parts."""
     cohort = Cohort(tmp_path)
@@ -424,3 +431,21 @@ def test_unmasking_needs_what_a_quorum_signed(tmp_path: Path) -> None:
         body = messages.encode_signatures(signatures, server.digest, among=(1, 2, 3, NODE))
         code = cohort.code(UNMASK, content=body, secure=sitting.secure())
         assert code == ("E-SECAGG-SPLIT-VIEW" if index else "E-SECAGG-QUORUM")
+
+
+def test_a_failure_of_a_foreign_app_is_told_as_one_code_at_the_price_of_an_update(
+    tmp_path: Path,
+) -> None:
+    """Whether it fails may depend on the records, also where its update would be summed."""
+    app = AppSpec(client="tests.client.fakes:app")
+    results = {"train": ReplySpec(metrics={"num-examples": MetricSpec(range=(1.0, 1.0))})}
+    foreign = {"app": app, "results": results, "data": None, "model": None, "training": None}
+    cohort = Cohort(
+        tmp_path,
+        mode=PrivacyMode.CLIENT_DISTRIBUTED,
+        changes=foreign,
+        policy={"apps": {app.client: AppRule()}},
+    )
+    cohort.runner.make = lambda _: "E-RECORD-VALUE"
+    assert cohort.code("train", secure=cohort.session().secure()) == "E-APP-FAILED"
+    assert cohort.charges() == 1
