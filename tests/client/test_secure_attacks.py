@@ -35,8 +35,6 @@ from tests.client.secure_cohort import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What the node does not refuse yet; a test that begins to pass fails here, to be unmarked.
-OPEN = pytest.mark.xfail(strict=True, reason="reported, not refused yet")
 OTHER_RUN = "r-00000002"
 OTHER_MODEL = {name: array * np.float32(2) for name, array in MODEL.items()}
 NOISED = (PrivacyMode.RECORD_DISTRIBUTED, PrivacyMode.CLIENT_DISTRIBUTED)
@@ -62,7 +60,6 @@ def test_a_step_of_an_unknown_session_is_refused(kind: str, tmp_path: Path) -> N
     assert cohort.code(kind, content=b"x") == "E-SECAGG-LOST"
 
 
-@OPEN
 @pytest.mark.parametrize("length", [0, 1, 31, 33])
 def test_a_model_has_a_whole_hash(length: int, tmp_path: Path) -> None:
     """A head whose hash of the model is no hash is a refusal, and no crash of the node."""
@@ -163,7 +160,6 @@ def test_a_session_is_of_one_run(tmp_path: Path) -> None:
     sitting.shares(key_list)
 
 
-@OPEN
 def test_an_update_of_one_run_does_not_leave_in_the_sum_of_another(tmp_path: Path) -> None:
     """One that was to be noised would leave bare: the other run sums without noise."""
     cohort = Cohort(tmp_path)
@@ -189,7 +185,6 @@ def masked(sitting: Sitting, **how: Any) -> str:
     return reply.failure.reason
 
 
-@OPEN
 @pytest.mark.parametrize("mode", NOISED)
 def test_two_vectors_are_never_one_charge(mode: PrivacyMode, tmp_path: Path) -> None:
     """The server may give the request for a second vector the name of the first one's."""
@@ -203,7 +198,6 @@ def test_two_vectors_are_never_one_charge(mode: PrivacyMode, tmp_path: Path) -> 
     assert cohort.charges() == 1
 
 
-@OPEN
 @pytest.mark.parametrize("mode", NOISED)
 def test_updates_that_wait_do_not_pass_the_limit_of_a_run(
     mode: PrivacyMode, tmp_path: Path
@@ -231,7 +225,6 @@ def test_every_attempt_has_a_charge_of_its_own(mode: PrivacyMode, tmp_path: Path
     assert cohort.charges() == 2
 
 
-@OPEN
 def test_a_round_that_the_run_has_not_is_refused(tmp_path: Path) -> None:
     """Without noise only the number of rounds bounds how often the same records are summed."""
     cohort = Cohort(tmp_path)
@@ -241,7 +234,6 @@ def test_a_round_that_the_run_has_not_is_refused(tmp_path: Path) -> None:
         assert code == "E-SECAGG-TERMS"
 
 
-@OPEN
 def test_the_number_of_a_round_is_short(tmp_path: Path) -> None:
     """Thousands of digits are refused before anything is computed from them."""
     cohort = Cohort(tmp_path, mode=PrivacyMode.RECORD_DISTRIBUTED)
@@ -278,7 +270,6 @@ def test_after_a_denial_no_step_is_answered(step: str, tmp_path: Path) -> None:
     assert cohort.code(step, **ask) == "E-APPROVAL-MISSING"
 
 
-@OPEN
 def test_a_denial_wipes_the_sessions_of_a_run(tmp_path: Path) -> None:
     """Secrets and what was held are gone, also where the owner approves the run anew."""
     cohort = Cohort(tmp_path)
@@ -290,7 +281,6 @@ def test_a_denial_wipes_the_sessions_of_a_run(tmp_path: Path) -> None:
     assert cohort.code(SHARES, content=body, secure=sitting.secure()) == "E-SECAGG-LOST"
 
 
-@OPEN
 def test_a_step_of_a_session_that_is_over_is_answered(tmp_path: Path) -> None:
     """With a refusal that is stored: to try again later would not make it better."""
     cohort = Cohort(tmp_path)

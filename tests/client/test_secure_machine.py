@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Play = Generator[Asked, Said, None]
 
 LENGTHS = st.sampled_from((1, 4, 8))
-REUSED = st.sampled_from((False,))  # reported, not refused yet: then st.booleans()
+REUSED = st.booleans()
 KINDS = ("train", *STEPS)
 
 
