@@ -55,7 +55,7 @@ from tacit.core.specification import PrivacyMode, specification_sha256
 from tacit.privacy.plan import privacy_plan
 from tacit.protos import fleet_pb2, pipe_pb2, records_pb2
 from tacit.protos.manifest import check_manifest, verify_digest
-from tacit.protos.secure import check_secure, is_step, read_secure
+from tacit.protos.secure import MASKED, check_secure, is_step, read_secure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from tacit.core.specification import RunSpec
 
 logger = logging.getLogger("tacit.client.node")
+
+_DECIDED = ("E-APP-MISSING", "E-SECAGG-CLOSED", "E-SECAGG-THRESHOLD")  # no later try is better
+_MOST_GROUP = 100  # characters; of a round's number 20 at most
 
 
 class Node:
@@ -183,6 +186,7 @@ class Node:
         )
         self._runs.remember(run, known)  # first, so that what the app is doing cannot leave
         self._around.runner.end(run_id)
+        self._secure.end_run(run_id)
         return run.judgement
 
     def canary_commitment(self, run_id: str) -> bytes:
@@ -202,6 +206,8 @@ class Node:
             ProtocolError: it breaks a rule of the wire.
         """
         verify_message_id(head.run_id, head.message_id)
+        if len(head.group_id) > _MOST_GROUP:
+            raise ProtocolError("E-MESSAGE-GROUP", "expected the number of a round")
         check_manifest(head.manifest, max_bytes=self.config.policy.max_update_bytes)
 
     def find_reply(self, head: fleet_pb2.InstructionHead) -> OutboxEntry | None:
@@ -235,7 +241,7 @@ class Node:
                     return self._stepped(head, payload)
                 return self._answered(head, payload)
             except UnavailableError as error:
-                if error.code != "E-APP-MISSING":
+                if error.code not in _DECIDED:
                     raise  # nothing is decided: a full disk, or this daemon stops
                 return self._replies.store_error(head, error)
             except TacitError as error:
@@ -321,7 +327,7 @@ class Node:
                 return self._replies.store_step(
                     release.instruction, Part(body=b""), run=now, state=state
                 )
-            part = self._secure.again(release.instruction, held, release.specification)
+            part = self._secure.again(release.instruction, held)
             return self._replies.store_step(release.instruction, part, run=now, state=state)
 
     def _stepped(self, head: fleet_pb2.InstructionHead, payload: Payload) -> OutboxEntry:
@@ -336,9 +342,11 @@ class Node:
         check_secure(head.manifest, most_vector_bytes=0)
         verify_digest(head.manifest, view)
         body, _ = read_secure(head.manifest, view)
+        if head.message_type == MASKED and specification.noises("train"):
+            self.charges.verify_unspent(head)  # one charge pays for one vector
         part = self._secure.answer(head, body, specification)
         if part.release is not None:
-            release = dataclasses.replace(part.release, instruction=_charged_as(part.release, head))
+            release = self._release(_charged_as(part.release, head), run)  # as things stand now
             release = self._renewed(release)
             verify_permitted(release)
             part = dataclasses.replace(part, release=release)
@@ -436,8 +444,8 @@ class Node:
         if run is None or run.ended:
             return False
         self._around.runner.end(run_id)
-        self._secure.end_run(run_id)
         with self._run_lock(run_id):
+            self._secure.end_run(run_id)  # after the app, whose last answer would be held
             self._replies.forget_run(run_id, status, reason)
             for name in (PREPARED_NAME, CANARIES_NAME):
                 (self._runs.run_folder(run_id) / name).unlink(missing_ok=True)

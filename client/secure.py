@@ -24,6 +24,7 @@ from tacit.privacy.layout import Form, verify_unchanged
 from tacit.privacy.secagg.client import ClientSession, Trust
 from tacit.privacy.secagg.keys import KEY_BYTES
 from tacit.privacy.secagg.masks import RING_DTYPE
+from tacit.privacy.secagg.messages import DIGEST_BYTES
 from tacit.privacy.secagg.terms import SMALLEST_COHORT, Floors, Member, parse_terms
 from tacit.privacy.secure_sum import secure_plan, terms_of, weight_key
 from tacit.protos.manifest import array_of, placed, value_of
@@ -166,8 +167,11 @@ class SecureSteps:
             )
 
     def hold(self, head: InstructionHead, held: Held) -> None:
-        """Keep what an app answered until its session asks for it."""
+        """Keep what an app answered until its session asks for it; a run has one at a time."""
         with self._changing:
+            for key, one in list(self._held.items()):
+                if one.release.instruction.run_id == head.run_id:
+                    del self._held[key]
             self._held[head.secure.session] = held
 
     def answer(self, head: InstructionHead, body: bytes, specification: RunSpec) -> Part:
@@ -181,19 +185,17 @@ class SecureSteps:
         live = self._of(head)
         with live.lock:
             try:
-                return self._moved(live, head, body, specification)
+                return self._moved(live, head, body)
             except TacitError:
                 self._drop(head.secure.session)
                 raise
 
-    def _moved(
-        self, live: _Live, head: InstructionHead, body: bytes, specification: RunSpec
-    ) -> Part:
+    def _moved(self, live: _Live, head: InstructionHead, body: bytes) -> Part:
         session, kind = live.session, head.message_type
         if kind == SHARES:
             return Part(body=session.share(body, model=live.model))
         if kind == MASKED:
-            return self._masked(live, head, body, specification)
+            return self._masked(live, head, body)
         if kind == CONSISTENCY:
             return Part(body=session.sign(body))
         if kind == UNMASK:
@@ -233,6 +235,10 @@ class SecureSteps:
             raise RefusedError("E-SECAGG-NONE", "the run sums nothing unseen")
         terms = parse_terms(head.secure.terms)
         _verify_place(terms, head)
+        if not 1 <= terms.round <= specification.participation.rounds:
+            raise RefusedError("E-SECAGG-TERMS", "the session is for a round that the run has not")
+        if len(head.secure.model_sha256) != DIGEST_BYTES:
+            raise ProtocolError("E-SECAGG-MODEL", "expected the hash of a model")
         session = ClientSession(
             terms,
             trust=Trust(
@@ -282,7 +288,7 @@ class SecureSteps:
             raise _other_members()
         return {one.node_id: one.enrolment_key for one in members}
 
-    def again(self, head: InstructionHead, held: Held, specification: RunSpec) -> Part:
+    def again(self, head: InstructionHead, held: Held) -> Part:
         """Mask what was made of a later step's instruction, in the session of the first.
 
         Raises:
@@ -291,7 +297,7 @@ class SecureSteps:
         live = self._of(head)
         with live.lock:
             try:
-                vector = self._vector(live.session.terms, held, specification)
+                vector = self._vector(live.session.terms, held)
                 message = live.session.mask_again(
                     vector, step=head.secure.step, model=head.secure.model_sha256
                 )
@@ -316,24 +322,25 @@ class SecureSteps:
             )
         return live
 
-    def _masked(
-        self, live: _Live, head: InstructionHead, body: bytes, specification: RunSpec
-    ) -> Part:
+    def _masked(self, live: _Live, head: InstructionHead, body: bytes) -> Part:
         with self._changing:
-            held = self._held.get(head.secure.session)
+            held = self._held.pop(head.secure.session, None)
         if held is None:
             raise RefusedError("E-SECAGG-NOTHING-HELD", "this node holds no update for the session")
         if held.release.instruction.secure.model_sha256 != live.model:
             raise ProtocolError("E-SECAGG-MODEL", "the session is for another model")
-        vector = self._vector(live.session.terms, held, specification)
+        vector = self._vector(live.session.terms, held)
         message = live.session.mask(body, vector)
         live.masked = (head.message_id, head.attempt)
-        with self._changing:
-            del self._held[head.secure.session]
         return Part(body=message, vector=vector, release=held.release)
 
-    def _vector(self, terms: Terms, held: Held, specification: RunSpec) -> Words:
-        """Return what a held reply is in the ring, if the terms are those that were approved."""
+    def _vector(self, terms: Terms, held: Held) -> Words:
+        """Return what a held reply is in the ring, if the terms are those that were approved.
+
+        What it was trained under counts, not what the session is asked under.
+        """
+        specification = held.release.specification
+        _verify_place(terms, held.release.instruction)
         received = _arrays(held.release.instruction.manifest, held.received)
         forms = tuple(
             Form(name=name, shape=array.shape, dtype=array.dtype)
