@@ -69,7 +69,7 @@ def run(
         float | None, typer.Option("--delta", help="With RUN: at which delta (default: the run's).")
     ] = None,
     bins: Annotated[
-        int, typer.Option("--bins", help="With RUN: of a histogram (default: 8, exact ones 32).")
+        int, typer.Option("--bins", help="With RUN: of a histogram (default: 16, exact ones 32).")
     ] = 0,
     min_owners: Annotated[
         int,

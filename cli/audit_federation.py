@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _MODEL, _REPORT = "model.safetensors", "report.json"
 _RUN = re.compile(r"r-[0-9a-f]{1,8}")
 _DEADLINES_S = {"quick": 3600.0, "standard": 6 * 3600.0, "full": 3 * 24 * 3600.0}
-_BINS_NOISED, _BINS_EXACT = 8, 32  # noise on each count: few bins; without, they cost nothing
+_BINS_NOISED, _BINS_EXACT = 16, 32  # noise on each count: few bins; without, they cost nothing
 
 
 @dataclass(frozen=True, kw_only=True)
