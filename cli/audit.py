@@ -231,6 +231,8 @@ def run(
         show_report(report)
         typer.echo(f"Report: {place}")
     if report["interrupted"]:
+        if json:
+            raise KeyboardInterrupt  # the error as an object, on standard error
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -239,18 +241,34 @@ def canaries(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose claim is tested.")],
     *,
     directions: Annotated[
-        int, typer.Option("--directions", help="White-box canaries at each owner; 0: none.")
-    ] = 600,
+        int | None,
+        typer.Option(
+            "--directions",
+            min=0,
+            help="White-box canaries at each owner; 0: none (default: as many as it takes to test "
+            "the claim, 600 at least).",
+        ),
+    ] = None,
     mislabelled: Annotated[
-        int,
-        typer.Option("--mislabelled", help="Records with a wrong label at each owner; 0: none."),
-    ] = 300,
+        int | None,
+        typer.Option(
+            "--mislabelled",
+            min=0,
+            help="Records with a wrong label at each owner; 0: none (default: as many as it takes, "
+            "300 at least).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of directions and rows.")] = 0,
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit the twin, and do not wait for its end.")
     ] = False,
-    profile: ProfileName = None,
-    home: Home = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Which profile (see `tacit login`).")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="State directory of a server on this machine."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the report (default: audits/TWIN).")
     ] = None,
@@ -258,9 +276,10 @@ def canaries(
 ) -> None:
     """Test a run's epsilon by a twin: the run once more, with canaries in; its model is discarded.
 
-    Each owner who agrees puts in canaries by secret fair bits, commits to the bits before round 1,
-    and opens them at the end. It costs each owner a run of its own, and needs room: canaries count
-    towards the `records` that client.toml declares.
+    Each owner who agrees puts made-up units into the twin, each in or out by a secret fair bit,
+    commits to the bits before round 1, and opens them at the end. It costs each owner as much as
+    the run did once more, and needs room: canaries count towards the `records` that client.toml
+    declares. So few that they could not test the claim are refused before anybody is asked.
     """
     configure_logging("audit", level="WARNING")
     terms = TwinTerms(run=run, directions=directions, mislabelled=mislabelled, seed=seed)

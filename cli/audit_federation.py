@@ -99,17 +99,18 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
             )
             emit({"run_id": audit_id} if json else audit_id, json=json)
             return
-        wait_for(client, audit_id, what="audit")
+        wait_for(client, audit_id, what="audit", json=json)
         report = _fetched(client, audit_id)
     show_kept(report, where, json=json)
 
 
-def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
+def wait_for(client: ControlClient, run_id: str, *, what: str, json: bool) -> None:
     """Show how an audit or a twin goes on until it has finished; Ctrl-C leaves it running.
 
     Raises:
         AppError: it failed or was stopped.
         typer.Exit: nobody waits for it any more.
+        KeyboardInterrupt: likewise, for whoever reads JSON.
     """
     try:
         watch_run(client, run_id, stream=sys.stderr)
@@ -119,6 +120,8 @@ def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
             f"its report: tacit audit show {run_id}",
             err=True,
         )
+        if json:
+            raise  # ends with the error as an object
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
