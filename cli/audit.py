@@ -16,6 +16,7 @@ import typer
 
 from tacit.attacks.plans import PLANS
 from tacit.attacks.report_form import CANARY_SCHEMA
+from tacit.audit.canary_compare import are_canaries, compare_canaries
 from tacit.audit.compare import compare_reports
 from tacit.audit.report import read_report
 from tacit.cli.audit_canaries import TwinTerms, audit_by_canaries
@@ -28,7 +29,7 @@ from tacit.cli.audit_federation import (
     show_kept,
 )
 from tacit.cli.audit_view import show_comparison, show_probes, show_report
-from tacit.cli.canary_view import show_canaries
+from tacit.cli.canary_view import show_canaries, show_canary_comparison
 from tacit.cli.output import EXIT_INTERRUPTED, emit, foreign_output_aside
 from tacit.core.errors import UsageError
 from tacit.core.logs import configure_logging
@@ -328,7 +329,15 @@ def show(
 @app.command()
 def compare(first: ReportArgument, second: ReportArgument, *, json: Json = False) -> None:
     """Put two reports side by side: each figure, the difference, and how sure it is."""
-    comparison = compare_reports(read_report(first), read_report(second))
+    reports = read_report(first), read_report(second)
+    if are_canaries(*reports):
+        canaries = compare_canaries(*reports)
+        if json:
+            emit(canaries, json=True)
+        else:
+            show_canary_comparison(canaries)
+        return
+    comparison = compare_reports(*reports)
     if json:
         emit(comparison, json=True)
     else:

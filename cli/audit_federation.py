@@ -168,11 +168,23 @@ def report_of_run(run: str, where: Where) -> dict[str, Any]:
         canaries = canaries_of(client, found.run_id)
         if canaries is not None:
             return canaries
+        twins = _twins_of(client, found.run_id)
+    hint = f"Make one: tacit audit run {found.run_id}"
+    if twins:
+        hint += f". Its canaries have not reported yet: tacit run watch {twins[-1]}"
     raise UnavailableError(
-        "E-AUDIT-NONE",
-        f"expected a finished audit of {found.run_id}, got none",
-        hint=f"Make one: tacit audit run {found.run_id}",
+        "E-AUDIT-NONE", f"expected a finished audit of {found.run_id}, got none", hint=hint
     )
+
+
+def _twins_of(client: ControlClient, run_id: str) -> list[str]:
+    """Return the twins of a run, whatever became of them, in the order of submission."""
+    found = []
+    for other in client.list_runs():
+        canaries = json_module.loads(client.show(other.run_id).specification).get("canaries")
+        if canaries and canaries["run"] == run_id:
+            found.append(other.run_id)
+    return found
 
 
 def _submitted(client: ControlClient, terms: FederatedTerms) -> str:
