@@ -133,5 +133,5 @@ def _planned(canaries: int, claim: Claim, *, alpha: float, step: float) -> tuple
 
 def _rounded_up(number: float) -> int:
     """Return the next number of two digits and zeros."""
-    unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    unit: int = 10 ** max(0, math.floor(math.log10(number)) - 1)
     return math.ceil(number / unit) * unit

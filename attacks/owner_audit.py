@@ -116,7 +116,8 @@ def _answers(logits: Float64Array, coins: UniformStream) -> Int64Array:
     """Return a label for each record, drawn by the model's own chances of it."""
     chances = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
     drawn = coins.uniforms(len(logits))[:, None] * chances[:, -1:]
-    return (chances <= drawn).sum(axis=1).clip(max=logits.shape[1] - 1).astype(np.int64)
+    labels: Int64Array = (chances <= drawn).sum(axis=1).clip(max=logits.shape[1] - 1)
+    return labels.astype(np.int64)
 
 
 def _no_draws() -> np.random.Generator:

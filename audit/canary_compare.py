@@ -60,7 +60,7 @@ def are_canaries(first: Report, second: Report) -> bool:
     Raises:
         UsageError: one is, and the other of an audit of members (``E-AUDIT-COMPARE``).
     """
-    kinds = [report["schema"] == CANARY_SCHEMA for report in (first, second)]
+    kinds: list[bool] = [report["schema"] == CANARY_SCHEMA for report in (first, second)]
     if kinds[0] != kinds[1]:
         number = "first" if kinds[0] else "second"
         raise UsageError(

@@ -130,7 +130,12 @@ def planned_canaries(
     kinds = sum(count != 0 for count in asked.values())
     if claim is None:
         counts = {kind: _FEWEST[kind] if n is None else n for kind, n in asked.items()}
-        return CanarySpec(**counts, run=run_id, seed=terms.seed)
+        return CanarySpec(
+            directions=counts["directions"],
+            mislabelled=counts["mislabelled"],
+            run=run_id,
+            seed=terms.seed,
+        )
     from tacit.attacks.bounds.bound import ALPHA  # noqa: PLC0415 - scipy
     from tacit.attacks.canary_plan import (  # noqa: PLC0415
         needed_canaries,
@@ -152,7 +157,8 @@ def planned_canaries(
         if ceiling < claim.epsilon:
             _say_untestable(kind, counts[kind], claim, owners, ceiling=ceiling, needed=needed)
     return CanarySpec(
-        **counts,
+        directions=counts["directions"],
+        mislabelled=counts["mislabelled"],
         run=run_id,
         direction_guesses=guesses["directions"],
         mislabelled_guesses=guesses["mislabelled"],
