@@ -55,7 +55,9 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _histograms(task: Task, audit: AuditSpec, key: bytes | None) -> dict[str, list[float]]:
-    counts = score_counts(task.model, task.sets, audit)
+    if task.spec.data is None:
+        raise ConfigError("E-APP-CONTEXT", "expected a specification with a data contract")
+    counts = score_counts(task.model, task.sets, audit, data=task.spec.data)
     names = [histogram_name(probe) for probe in audit.probes]
     if not audit.is_noised:
         parts = np.split(counts.sum(axis=0), len(names))

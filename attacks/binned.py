@@ -27,6 +27,8 @@ from tacit.attacks.statistics import Roc, newcombe_interval
 from tacit.core.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tacit.attacks.histograms import ScoreHistogram
     from tacit.attacks.points import Float64Array
 
@@ -190,7 +192,7 @@ class BinnedRoc:
         for bins in range(1, len(false)):
             called = (np.arange(len(false)) < bins).astype(np.float64)
             above = self._rate_interval(self.non_members, float(called @ false), called, each)
-            if above.high > fpr and above.low < fpr:
+            if above.low < fpr < above.high:
                 continue
             rate = self._rate_interval(self.members, float(called @ found), called, each)
             if above.high <= fpr:
@@ -198,6 +200,51 @@ class BinnedRoc:
             else:
                 high = min(high, rate.high)
         return Interval(low=low, high=max(low, high), confidence=confidence)
+
+    def least_tpr_seen(
+        self, fpr: float, *, tested: Sequence[float], confidence: float = CONFIDENCE
+    ) -> float | None:
+        """Return the least TPR at this very FPR that a test surely sees, whatever bins hide.
+
+        Unbinned scores may put all that they tell of a bin at its upper end, and binned ones then
+        show it whole at the bin's lower edge only. A test that calls a share of that bin by lot
+        sees that share of it, one that calls the bin whole sees it all. And never less than what
+        the interval at this FPR leaves open.
+
+        Args:
+            fpr: at which the TPR is.
+            tested: at which FPRs :meth:`least_tpr_above` decides.
+            confidence: of these tests.
+
+        Returns:
+            None where no TPR is surely seen.
+        """
+        crossed, seen = self._called(fpr)[0], []
+        for each in tested:
+            bins, called = self._called(each)
+            share = 1.0 if bins > crossed else float(called[bins])
+            least = self.least_tpr_above(each, confidence=confidence) if each >= fpr else None
+            if least is not None and least <= share:
+                seen.append(least / share)
+        return max(min(seen), self.tpr_interval_at(fpr).high) if seen else None
+
+    @property
+    def least_fpr(self) -> float:
+        """The smallest FPR that an edge has, as far as noise lets anything be known of it."""
+        _, false = self._counts
+        for bins in range(1, len(false)):
+            called = (np.arange(len(false)) < bins).astype(np.float64)
+            above = float(called @ false)
+            interval = self._rate_interval(self.non_members, above, called, CONFIDENCE)
+            if interval.low > 0.0 and above >= 1.0 - 1e-9:
+                return _clip(above / self.non_members)
+        return 1.0
+
+    @property
+    def tied(self) -> float:
+        """The share of pairs of a member and a non-member that are in one bin."""
+        low, high = self.auc_bounds
+        return high - low
 
     def least_tpr_above(self, fpr: float, *, confidence: float = CONFIDENCE) -> float | None:
         """Return the smallest TPR there whose interval would lie above that of the FPR; None: none.

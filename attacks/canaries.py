@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.attacks.bounds.bound import ALPHA, Bound, Guesses, Method, guess
+from tacit.attacks.bounds.bound import ALPHA, Bound, Method, guess
 from tacit.attacks.bounds.fl_canaries import fl_canary_estimate
 from tacit.attacks.bounds.one_run import f_dp_bound, f_dp_gaussian_estimate, one_run_bound
 from tacit.attacks.bounds.two_sided import clopper_pearson_bound, gaussian_dp_estimate
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from tacit.attacks.points import BoolArray, Float64Array
     from tacit.attacks.self_test import BoundOf
     from tacit.attacks.target import Int64Array
-
-HEADROOM = 1.05  # of the one-run ceiling over the claim, where the number of guesses can give it
 
 
 class CanaryKind(enum.Enum):
@@ -140,28 +137,6 @@ class CanaryFindings:
     def is_flagged(self) -> bool:
         """Whether any bound, or any estimate's lower end, lies above the claim."""
         return any(kind.above(self.claim) for kind in self.kinds)
-
-
-def planned_guesses(canaries: int, claim: Claim, *, kinds: int = 1, alpha: float = ALPHA) -> int:
-    """Return how many guesses to fix before training.
-
-    A tenth of the canaries, or as many more as it takes for the one-run ceiling to exceed the
-    claim; where no number does, a tenth: fewer guesses are surer ones.
-
-    Args:
-        canaries: of one kind.
-        claim: to be tested.
-        kinds: of canaries that share alpha.
-        alpha: of the whole audit.
-    """
-    least = max(1, canaries // 10)
-    steps = [min(canaries, math.ceil(least * 1.05**k)) for k in range(60)]
-    for guesses in sorted(set(steps)):
-        right = Guesses(canaries=canaries, guesses=guesses, correct=guesses)
-        ceiling = one_run_bound(right, delta=claim.delta, alpha=alpha / kinds).ceiling
-        if ceiling >= HEADROOM * claim.epsilon:
-            return guesses
-    return least
 
 
 def mislabelled_scores(logits: Float64Array, labels: Int64Array) -> Float64Array:

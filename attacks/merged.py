@@ -9,8 +9,10 @@ Promises, in order:
 2. Evidence is held to one level over all tests of the audit, fixed by its probes before anything
    was seen (Bonferroni). An area is evidence where its interval at that level lies above one half,
    a TPR where its interval lies above that of the FPR.
-3. Finding nothing is said with its power: the least that would have been evidence, noise included.
-4. A probe of which noise hides that there are records at all is listed as not scored.
+3. Finding nothing is said with its power: the least that would have been evidence, with the noise,
+   and however the scores lie within their bins.
+4. A probe of which most scores are in one bin finds evidence or is inconclusive, never nothing.
+5. A probe of which noise hides that there are records at all is listed as not scored.
 
 Loads no torch: a server's worker runs this.
 """
@@ -48,10 +50,12 @@ from tacit.attacks.significance import LEVEL
 from tacit.attacks.wording import (
     ALL_NOISE,
     LIMITS,
+    ONE_BIN,
     VOID,
     Counted,
     evidence_line,
     inconclusive_line,
+    one_bin_line,
     overall_line,
     power_line,
     thin_notes,
@@ -69,6 +73,7 @@ FPRS = (0.1, 0.05, 0.01)
 PERMUTATIONS = 200
 
 _HALVINGS = 30
+_ONE_BIN = 0.5  # of the pairs of a member and a non-member: more are one score, and tell nothing
 _MERGED_LIMITS = (
     "Only probes without reference models are merged; each owner's own report has stronger ones.",
     "Each owner's node says what its records show; nobody can check that from outside.",
@@ -135,7 +140,9 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
         seed=merged.audit.seed,
     )
     void = tested is not None and not tested.passed
-    doubts = tuple(doubt for doubt, holds in ((VOID, void), (ALL_NOISE, not found)) if holds)
+    blind = bool(found) and all(each.outcome is Outcome.INCONCLUSIVE for each in found)
+    every = ((VOID, void), (ALL_NOISE, not found), (ONE_BIN, blind and not void))
+    doubts = tuple(doubt for doubt, holds in every if holds)
     if void:
         found = [_voided(finding, VOID.why) for finding in found]
     strongest = strongest_of(found)
@@ -143,7 +150,7 @@ def merged_result(merged: MergedAudit, histograms: Mapping[str, ScoreHistogram])
         outcome, line = Outcome.INCONCLUSIVE, inconclusive_line(doubts, ())
     else:
         outcome = Outcome.NO_EVIDENCE if strongest is None else Outcome.EVIDENCE
-        line = overall_line(found, strongest, standard_error=counted.standard_error)
+        line = overall_line(found, strongest)
     return AuditResult(
         outcome=outcome,
         line=line,
@@ -191,15 +198,18 @@ def _finding(name: str, roc: BinnedRoc, merged: MergedAudit, counted: Counted) -
     points = tuple(_point(roc, fpr, level=level, others=counted.others) for fpr in FPRS)
     best = strongest_point(points)
     evident = auc.is_evidence or best is not None
-    line = (
-        evidence_line(auc, best, counted, tests=tests)
-        if evident
-        else power_line(auc, points, counted)
-    )
+    if evident:
+        outcome, line = Outcome.EVIDENCE, evidence_line(auc, best, counted, tests=tests)
+    elif roc.tied > _ONE_BIN:
+        outcome, line = Outcome.INCONCLUSIVE, one_bin_line(roc.tied)
+    else:
+        outcome = Outcome.NO_EVIDENCE
+        least = max(roc.least_fpr, 1.0 / max(1, counted.others))
+        line = power_line(auc, points, counted, least_fpr=least)
     return ProbeFinding(
         probe=name,
         source=SCALES[name].source,
-        outcome=Outcome.EVIDENCE if evident else Outcome.NO_EVIDENCE,
+        outcome=outcome,
         line=line,
         members=counted.members,
         non_members=counted.others,
@@ -229,7 +239,9 @@ def _auc_finding(roc: BinnedRoc, level: float) -> AucFinding:
         corrected=_estimate(roc.auc, _area_at_level(roc, level)),
         chance=_chance_of_area(roc),
         is_evidence=_area_is_evidence(roc, level),
-        least_evident=_null_curve(roc).auc_interval(confidence=1.0 - 2.0 * level).high,
+        # what bins hide may have lowered the area by half of the pairs that are in one
+        least_evident=_null_curve(roc).auc_interval(confidence=1.0 - 2.0 * level).high
+        + roc.tied / 2.0,
     )
 
 
@@ -280,6 +292,8 @@ def _point(roc: BinnedRoc, fpr: float, *, level: float, others: int) -> PointFin
         value = None if each.value is None else _estimate(each.value, each.interval)
         precisions.append(PrecisionFinding(prior=prior, precision=value))
     resolvable, tested = _is_resolvable(fpr, others), roc.tpr_at(fpr, confidence=1.0 - level)
+    decided = [each for each in FPRS if _is_resolvable(each, others)]
+    least = roc.least_tpr_seen(fpr, tested=decided, confidence=1.0 - level)
     return PointFinding(
         threshold=Threshold.OPTIMISTIC,
         asked_fpr=fpr,
@@ -290,7 +304,7 @@ def _point(roc: BinnedRoc, fpr: float, *, level: float, others: int) -> PointFin
         supports_gate=point.supports_gate,
         non_members_above=math.floor(fpr * others + 1e-9),
         is_evidence=resolvable and _is_apart(tested),
-        least_evident_tpr=roc.least_tpr_above(fpr, confidence=1.0 - level) if resolvable else None,
+        least_evident_tpr=least if resolvable else None,
         corrected_tpr=_at_fpr(tested.tpr, tested.tpr_interval) if resolvable else None,
         corrected_fpr=_at_fpr(fpr, tested.fpr_interval) if resolvable else None,
     )

@@ -8,6 +8,7 @@ trained on these very records, the most exposed rows. It must not leave.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ from tacit.attacks.score_bins import SCALES
 from tacit.attacks.subject import Records, subject_of_model, without_overlap
 from tacit.attacks.target import ModelTarget, Outputs
 from tacit.core.specification import audited_run, canonical_json, specification_sha256
+from tacit.learning.made_up import features_from_ranges
 from tacit.learning.prepared import Examples
+from tacit.privacy.noise import UniformStream
 from tacit.privacy.sums import one_hot
 
 if TYPE_CHECKING:
@@ -34,11 +37,16 @@ if TYPE_CHECKING:
 
     from tacit.attacks.target import BoolArray, Float64Array, Int64Array
     from tacit.core.audit_spec import AuditSpec
+    from tacit.core.data_contract import DataSpec
     from tacit.core.specification import RunSpec
     from tacit.learning.prepared import PreparedSets
 
+_MADE_UP = 512  # records: the outermost quantile of 30 or fewer edges rests on several of them
 
-def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Float64Array:
+
+def score_counts(
+    model: nn.Module, sets: PreparedSets, audit: AuditSpec, *, data: DataSpec
+) -> Float64Array:
     """Return each record's contribution: for each probe one 1, in the cell of its side and bin.
 
     Training records come first, then those that were held out. A record for which the model's
@@ -48,6 +56,7 @@ def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Floa
         model: in evaluation mode, whose answer for one record does not depend on the others.
         sets: the owner's two sides.
         audit: which probes, and how many bins.
+        data: the contract, whose ranges and the model decide the bins' edges.
 
     Returns:
         float64, ``(n, probes * 2 * bins)``.
@@ -65,16 +74,54 @@ def score_counts(model: nn.Module, sets: PreparedSets, audit: AuditSpec) -> Floa
         examples=examples,
         target=target,
     )
-    nothing = np.random.default_rng(0)  # these probes draw nothing
+    edges = public_edges(model, audit, data)
     blocks = []
     for name in audit.probes:
         with np.errstate(all="ignore"):
-            scores = MEMBERSHIP[name].scores(evidence, rng=nothing)
+            scores = MEMBERSHIP[name].scores(evidence, rng=_no_draws())
         counted &= ~np.isnan(scores)
-        cells = positions(SCALES[name].edges(audit.bins), np.nan_to_num(scores), is_member)
+        cells = positions(edges[name], np.nan_to_num(scores), is_member)
         blocks.append(one_hot(cells, bins=audit.length))
     contributions: Float64Array = np.concatenate(blocks, axis=1) * counted[:, None]
     return contributions
+
+
+def public_edges(model: nn.Module, audit: AuditSpec, data: DataSpec) -> dict[str, Float64Array]:
+    """Return the bins' edges of each probe, float64, ``(bins - 1,)``; no record has part in them.
+
+    They cut the scores of made-up records (attacks/score_bins.py), whose labels are drawn from the
+    model's own answers. The same weights and contract give the same edges at every owner, but for
+    rounding, which moves nothing but records that score on an edge.
+    """
+    coins = UniformStream(hashlib.sha256(b"tacit score bins").digest(), purpose="made-up records")
+    features = features_from_ranges(data, _MADE_UP, coins, at_ends=False)
+    target = ModelTarget(model=model)
+    with np.errstate(all="ignore"):
+        logits = np.nan_to_num(target.logits(features).astype(np.float64))
+        labels = _answers(logits, coins)
+        evidence = Evidence(
+            outputs=Outputs(logits=logits, labels=labels),
+            examples=Examples(features=features, labels=labels),
+            target=target,
+        )
+        return {
+            name: SCALES[name].edges(
+                MEMBERSHIP[name].scores(evidence, rng=_no_draws()), bins=audit.bins
+            )
+            for name in audit.probes
+        }
+
+
+def _answers(logits: Float64Array, coins: UniformStream) -> Int64Array:
+    """Return a label for each record, drawn by the model's own chances of it."""
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
+    drawn = coins.uniforms(len(logits))[:, None] * chances[:, -1:]
+    labels: Int64Array = (chances <= drawn).sum(axis=1).clip(max=logits.shape[1] - 1)
+    return labels.astype(np.int64)
+
+
+def _no_draws() -> np.random.Generator:
+    return np.random.default_rng(0)  # the probes that are sent draw nothing
 
 
 def subjects_of(sets: PreparedSets) -> Int64Array | None:

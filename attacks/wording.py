@@ -65,6 +65,21 @@ ALL_NOISE = Doubt(
 )
 
 
+ONE_BIN = Doubt(
+    why="the scores of every probe fall in one bin, which tells nothing of what is within",
+    remedy="ask for more bins (--bins)",
+)
+
+
+def one_bin_line(tied: float) -> str:
+    """Say that a histogram shows nothing, since nearly all scores are in one of its bins."""
+    return (
+        f"{Outcome.INCONCLUSIVE.value}: scores fall in one bin: of the pairs of a member and a "
+        f"non-member, {percent(tied)} are in the same, and cannot be told apart; ask for more bins "
+        "(--bins)"
+    )
+
+
 def unlike(references: ReferenceFinding) -> Doubt:
     """Doubt an audit of which the reference models are not like the target."""
     return Doubt(
@@ -150,15 +165,30 @@ class Counted:
         return f"about {sides} (standard error {self.standard_error:.2g} each, from noise)"
 
 
-def power_line(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> str:
-    """Say that nothing was found, and what would have been."""
-    return f"{Outcome.NO_EVIDENCE.value} ({power(auc, points, counted)})"
+def power_line(
+    auc: AucFinding,
+    points: Sequence[PointFinding],
+    counted: Counted,
+    *,
+    least_fpr: float | None = None,
+) -> str:
+    """Say that nothing was found, how many records there were, and what would have been seen.
+
+    Args:
+        auc: what was tested of the area.
+        points: and at FPRs.
+        counted: the records.
+        least_fpr: the smallest that scores resolve; None: what one non-member is of all.
+    """
+    return f"{Outcome.NO_EVIDENCE.value} ({_power(auc, points, counted, least_fpr)})"
 
 
-def power(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> str:
-    """Say how many records there were, and the least that would have been called evidence."""
+def _power(
+    auc: AucFinding, points: Sequence[PointFinding], counted: Counted, least_fpr: float | None
+) -> str:
     said = [f"n = {counted}"]
-    said.append(f"smallest resolvable FPR {percent(1.0 / max(1, counted.others))}")
+    resolved = 1.0 / max(1, counted.others) if least_fpr is None else least_fpr
+    said.append(f"smallest resolvable FPR {percent(resolved)}")
     visible = [point for point in points if point.least_evident_tpr is not None]
     if visible:
         point = min(visible, key=lambda point: point.asked_fpr)
@@ -173,30 +203,22 @@ def power(auc: AucFinding, points: Sequence[PointFinding], counted: Counted) -> 
     return "; ".join(said)
 
 
-def overall_line(
-    probes: Sequence[ProbeFinding],
-    strongest: ProbeFinding | None,
-    *,
-    standard_error: float = 0.0,
-) -> str:
+def overall_line(probes: Sequence[ProbeFinding], strongest: ProbeFinding | None) -> str:
     """Say what a conclusive audit comes to: its strongest finding, or its power without any.
 
     Args:
-        probes: at least one.
+        probes: at least one that could have found something.
         strongest: of them, with evidence; None where none has any.
-        standard_error: of the numbers of records.
     """
     if strongest is not None:
         return f"{strongest.probe}: {strongest.line}"
-    widest = max(
-        probes, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value)
-    )
-    counted = Counted(
-        members=widest.members, others=widest.non_members, standard_error=standard_error
-    )
-    said = power(widest.auc, widest.points, counted)
-    count = "1 probe" if len(probes) == 1 else f"any of {len(probes)} probes"
-    return f"no evidence by {count} at this power ({said})"
+    able = [probe for probe in probes if probe.outcome is Outcome.NO_EVIDENCE]
+    widest = max(able, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value))
+    said = widest.line.removeprefix(Outcome.NO_EVIDENCE.value)
+    count = "1 probe" if len(able) == 1 else f"any of {len(able)} probes"
+    unable = ", ".join(probe.probe for probe in probes if probe not in able)
+    rest = f"; inconclusive: {unable}" if unable else ""
+    return f"no evidence by {count} at this power{said}{rest}"
 
 
 def probe_lines(report: Mapping[str, Any]) -> list[str]:

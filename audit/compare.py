@@ -192,7 +192,11 @@ def _other_records(first: Report, second: Report) -> Iterator[str]:
 
 def _other_terms(first: Report, second: Report) -> Iterator[str]:
     if first["provenance"]["plan_sha256"] != second["provenance"]["plan_sha256"]:
-        yield f"other plans: {first['plan']['name']} and {second['plan']['name']}"
+        yield _other_plans(first["plan"], second["plan"])
+    asked = [(each.get("federation") or {}).get("epsilon", 0.0) for each in (first, second)]
+    if asked[0] != asked[1]:
+        said = ["exact counts" if each is None else f"epsilon {each:g}" for each in asked]
+        yield f"other noise on the answers: {said[0]} and {said[1]}"
     models = [
         0 if each["references"] is None else each["references"]["models"]
         for each in (first, second)
@@ -204,6 +208,21 @@ def _other_terms(first: Report, second: Report) -> Iterator[str]:
     for number, report in (("first", first), ("second", second)):
         for reason in report["reasons"]:
             yield f"the {number} is not conclusive: {reason}"
+
+
+def _other_plans(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Name two plans; where they have one name, what of them differs."""
+    if first["name"] != second["name"]:
+        return f"other plans: {first['name']} and {second['name']}"
+    other = [key for key in first if first[key] != second.get(key)]
+    said = []
+    for key in other:
+        values = [
+            ", ".join(map(str, plan[key])) if isinstance(plan[key], list) else str(plan[key])
+            for plan in (first, second)
+        ]
+        said.append(f"{key} {values[0]} and {values[1]}")
+    return f"other terms of the plan {first['name']}: {'; '.join(said)}"
 
 
 def _owners(report: Report) -> str:

@@ -17,6 +17,7 @@ import typer
 
 from tacit.attacks.plans import PLANS
 from tacit.attacks.report_form import CANARY_SCHEMA
+from tacit.audit.canary_compare import are_canaries, compare_canaries
 from tacit.audit.compare import compare_reports
 from tacit.audit.report import read_report
 from tacit.cli.audit_canaries import TwinTerms, audit_by_canaries
@@ -29,7 +30,7 @@ from tacit.cli.audit_federation import (
     show_kept,
 )
 from tacit.cli.audit_view import show_comparison, show_probes, show_report
-from tacit.cli.canary_view import show_canaries
+from tacit.cli.canary_view import show_canaries, show_canary_comparison
 from tacit.cli.output import EXIT_INTERRUPTED, emit, foreign_output_aside
 from tacit.core.errors import UsageError
 from tacit.core.logs import configure_logging
@@ -70,7 +71,7 @@ def run(
         float | None, typer.Option("--delta", help="With RUN: at which delta (default: the run's).")
     ] = None,
     bins: Annotated[
-        int, typer.Option("--bins", help="With RUN: of a histogram (default: 8, exact ones 32).")
+        int, typer.Option("--bins", help="With RUN: of a histogram (default: 16, exact ones 32).")
     ] = 0,
     min_owners: Annotated[
         int,
@@ -232,6 +233,8 @@ def run(
         show_report(report)
         typer.echo(f"Report: {place}")
     if report["interrupted"]:
+        if json:
+            raise KeyboardInterrupt  # the error as an object, on standard error
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -240,18 +243,34 @@ def canaries(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose claim is tested.")],
     *,
     directions: Annotated[
-        int, typer.Option("--directions", help="White-box canaries at each owner; 0: none.")
-    ] = 600,
+        int | None,
+        typer.Option(
+            "--directions",
+            min=0,
+            help="White-box canaries at each owner; 0: none (default: as many as it takes to test "
+            "the claim, 600 at least).",
+        ),
+    ] = None,
     mislabelled: Annotated[
-        int,
-        typer.Option("--mislabelled", help="Records with a wrong label at each owner; 0: none."),
-    ] = 300,
+        int | None,
+        typer.Option(
+            "--mislabelled",
+            min=0,
+            help="Records with a wrong label at each owner; 0: none (default: as many as it takes, "
+            "300 at least).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of directions and rows.")] = 0,
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit the twin, and do not wait for its end.")
     ] = False,
-    profile: ProfileName = None,
-    home: Home = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Which profile (see `tacit login`).")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="State directory of a server on this machine."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the report (default: audits/TWIN).")
     ] = None,
@@ -260,8 +279,9 @@ def canaries(
     """Test a run's epsilon by a twin: the run once more, with canaries in; its model is discarded.
 
     Each owner who agrees puts in canaries by secret fair bits, commits to the bits with their yes,
-    and opens them at the end. It costs each owner a run of its own, and needs the room that they
-    keep: `max_canaries` of the `records` that client.toml declares.
+    and opens them at the end. It costs each owner as much as the run did once more, and needs the
+    room that they keep: `max_canaries` of the `records` that client.toml declares. So few that they
+    could not test the claim are refused before anybody is asked.
     """
     configure_logging("audit", level="WARNING")
     terms = TwinTerms(run=run, directions=directions, mislabelled=mislabelled, seed=seed)
@@ -342,7 +362,15 @@ def _verify_canaries(report: Mapping[str, Any]) -> None:
 @app.command()
 def compare(first: ReportArgument, second: ReportArgument, *, json: Json = False) -> None:
     """Put two reports side by side: each figure, the difference, and how sure it is."""
-    comparison = compare_reports(read_report(first), read_report(second))
+    reports = read_report(first), read_report(second)
+    if are_canaries(*reports):
+        canaries = compare_canaries(*reports)
+        if json:
+            emit(canaries, json=True)
+        else:
+            show_canary_comparison(canaries)
+        return
+    comparison = compare_reports(*reports)
     if json:
         emit(comparison, json=True)
     else:

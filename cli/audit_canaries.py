@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tacit.protos.control_pb2 import Run, ShowRunReply
 
 _INITIAL = "initial.safetensors"
+_FEWEST = {"directions": 600, "mislabelled": 300}  # where nobody says, and the claim needs no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,13 @@ class TwinTerms:
 
     Attributes:
         run: the tested run's id, or a unique beginning of it.
-        directions, mislabelled: canaries of each kind, at each owner.
+        directions, mislabelled: canaries of each kind, at each owner; None: as many as it takes.
         seed: of directions and rows.
     """
 
     run: str
-    directions: int
-    mislabelled: int
+    directions: int | None
+    mislabelled: int | None
     seed: int
 
 
@@ -70,7 +71,7 @@ def audit_by_canaries(terms: TwinTerms, where: Where, *, detach: bool, json: boo
         if detach:
             emit({"run_id": twin_id} if json else twin_id, json=json)
             return
-        wait_for(client, twin_id, what="twin")
+        wait_for(client, twin_id, what="twin", json=json)
         report = canaries_of(client, twin_id)
     if report is None:
         raise UnavailableError("E-FILE-UNKNOWN", f"expected {CANARIES_NAME} of {twin_id}, got none")
@@ -86,8 +87,6 @@ def audit_by_canaries(terms: TwinTerms, where: Where, *, detach: bool, json: boo
 
 
 def _submitted(client: ControlClient, terms: TwinTerms) -> str:
-    from tacit.attacks.bounds.bound import ALPHA  # noqa: PLC0415 - scipy
-    from tacit.attacks.canaries import planned_guesses  # noqa: PLC0415
     from tacit.protos.control_client import Submission  # noqa: PLC0415 - grpc
 
     found = client.find_run(terms.run)
@@ -95,22 +94,7 @@ def _submitted(client: ControlClient, terms: TwinTerms) -> str:
     run = from_plain(json_module.loads(shown.specification), RunSpec)
     _verify_testable(found, run)
     owners, claim = _claims(shown)
-    counts = (terms.directions, terms.mislabelled)
-    kinds = sum(count > 0 for count in counts)
-    guesses = [
-        0
-        if claim is None or count <= 0
-        else planned_guesses(count, claim, kinds=kinds, alpha=ALPHA / owners)
-        for count in counts
-    ]
-    canaries = CanarySpec(
-        directions=terms.directions,
-        mislabelled=terms.mislabelled,
-        run=found.run_id,
-        direction_guesses=guesses[0],
-        mislabelled_guesses=guesses[1],
-        seed=terms.seed,
-    )
+    canaries = planned_canaries(terms, found.run_id, claim, owners=owners)
     twin = twin_of(run, canaries)
     problems = [
         *(f"canaries.{key}: {text}" for key, text in canaries.problems()),
@@ -150,6 +134,84 @@ def _verify_testable(found: Run, run: RunSpec) -> None:
             f"expected a training run that has finished, got {found.run_id}, which is {what}",
             hint=hint,
         )
+
+
+def planned_canaries(
+    terms: TwinTerms, run_id: str, claim: Claim | None, *, owners: int
+) -> CanarySpec:
+    """Return how many canaries there will be, and guesses: the ceiling is known before any charge.
+
+    Args:
+        terms: as asked.
+        run_id: the tested run's.
+        claim: the largest of its owners'; None for a run that has not begun: half is guessed.
+        owners: who share the error.
+
+    Raises:
+        UsageError: so many could not test the claim, and more could (``E-CANARY-POWER``).
+    """
+    asked = {"directions": terms.directions, "mislabelled": terms.mislabelled}
+    kinds = sum(count != 0 for count in asked.values())
+    if claim is None:
+        counts = {kind: _FEWEST[kind] if n is None else n for kind, n in asked.items()}
+        return CanarySpec(
+            directions=counts["directions"],
+            mislabelled=counts["mislabelled"],
+            run=run_id,
+            seed=terms.seed,
+        )
+    from tacit.attacks.bounds.bound import ALPHA  # noqa: PLC0415 - scipy
+    from tacit.attacks.canary_plan import (  # noqa: PLC0415
+        needed_canaries,
+        one_run_ceiling,
+        planned_guesses,
+    )
+
+    alpha = ALPHA / owners
+    needed = needed_canaries(claim, kinds=max(1, kinds), alpha=alpha)
+    counts, guesses = {}, {}
+    for kind, count in asked.items():
+        counts[kind] = max(_FEWEST[kind], needed or 0) if count is None else count
+        guesses[kind] = 0
+        if counts[kind] <= 0:
+            continue
+        number = planned_guesses(counts[kind], claim, kinds=kinds, alpha=alpha)
+        guesses[kind] = number
+        ceiling = one_run_ceiling(counts[kind], number, delta=claim.delta, alpha=alpha / kinds)
+        if ceiling < claim.epsilon:
+            _say_untestable(kind, counts[kind], claim, owners, ceiling=ceiling, needed=needed)
+    return CanarySpec(
+        directions=counts["directions"],
+        mislabelled=counts["mislabelled"],
+        run=run_id,
+        direction_guesses=guesses["directions"],
+        mislabelled_guesses=guesses["mislabelled"],
+        seed=terms.seed,
+    )
+
+
+def _say_untestable(
+    kind: str, count: int, claim: Claim, owners: int, *, ceiling: float, needed: int | None
+) -> None:
+    """Refuse canaries that are too few; where none are enough, warn and let figures be made."""
+    among = "1 owner" if owners == 1 else f"{owners} owners"
+    cannot = (
+        f"{count} {kind} canaries cannot test epsilon {claim.epsilon:.2f} at delta "
+        f"{claim.delta:g} with {among}: they could show {ceiling:.2f} at most"
+    )
+    if needed is None:
+        typer.echo(
+            f"beware: {cannot}, and more hardly more: the verdict will be inconclusive, whatever "
+            "is found",
+            err=True,
+        )
+        return
+    raise UsageError(
+        "E-CANARY-POWER",
+        f"{cannot}; {needed} could",
+        hint=f"Nothing was charged. Ask for --{kind} {needed} or more, or for none of them: "
+        f"--{kind} 0",
+    )
 
 
 def _claims(shown: ShowRunReply) -> tuple[int, Claim | None]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _MODEL, _REPORT = "model.safetensors", "report.json"
 _RUN = re.compile(r"r-[0-9a-f]{1,8}")
 _DEADLINES_S = {"quick": 3600.0, "standard": 6 * 3600.0, "full": 3 * 24 * 3600.0}
-_BINS_NOISED, _BINS_EXACT = 8, 32  # noise on each count: few bins; without, they cost nothing
+_BINS_NOISED, _BINS_EXACT = 16, 32  # noise on each count: few bins; without, they cost nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +99,18 @@ def audit_run(terms: FederatedTerms, where: Where, *, detach: bool, json: bool) 
             )
             emit({"run_id": audit_id} if json else audit_id, json=json)
             return
-        wait_for(client, audit_id, what="audit")
+        wait_for(client, audit_id, what="audit", json=json)
         report = _fetched(client, audit_id)
     show_kept(report, where, json=json)
 
 
-def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
+def wait_for(client: ControlClient, run_id: str, *, what: str, json: bool) -> None:
     """Show how an audit or a twin goes on until it has finished; Ctrl-C leaves it running.
 
     Raises:
         AppError: it failed or was stopped.
         typer.Exit: nobody waits for it any more.
+        KeyboardInterrupt: likewise, for whoever reads JSON.
     """
     try:
         watch_run(client, run_id, stream=sys.stderr)
@@ -119,6 +120,8 @@ def wait_for(client: ControlClient, run_id: str, *, what: str) -> None:
             f"its report: tacit audit show {run_id}",
             err=True,
         )
+        if json:
+            raise  # ends with the error as an object
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -165,11 +168,23 @@ def report_of_run(run: str, where: Where) -> dict[str, Any]:
         canaries = canaries_of(client, found.run_id)
         if canaries is not None:
             return canaries
+        twins = _twins_of(client, found.run_id)
+    hint = f"Make one: tacit audit run {found.run_id}"
+    if twins:
+        hint += f". Its canaries have not reported yet: tacit run watch {twins[-1]}"
     raise UnavailableError(
-        "E-AUDIT-NONE",
-        f"expected a finished audit of {found.run_id}, got none",
-        hint=f"Make one: tacit audit run {found.run_id}",
+        "E-AUDIT-NONE", f"expected a finished audit of {found.run_id}, got none", hint=hint
     )
+
+
+def _twins_of(client: ControlClient, run_id: str) -> list[str]:
+    """Return the twins of a run, whatever became of them, in the order of submission."""
+    found = []
+    for other in client.list_runs():
+        canaries = json_module.loads(client.show(other.run_id).specification).get("canaries")
+        if canaries and canaries["run"] == run_id:
+            found.append(other.run_id)
+    return found
 
 
 def _submitted(client: ControlClient, terms: FederatedTerms) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tacit.cli.output import visible
@@ -11,13 +11,18 @@ from tacit.cli.output import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tacit.audit.canary_compare import CanaryComparison
+
 Json = Mapping[str, Any]
+
+_INCONCLUSIVE = "inconclusive"
+_ESTIMATE = "fl-canaries"  # decides nothing, and has no ceiling worth the name
 
 
 def show_canaries(report: Json) -> None:
     """Print the canary part of a report."""
     console = _console()
-    console.print(visible(report["line"]), style="bold")
+    console.print(visible(headline(report)), style="bold")
     _show_audits(console, report)
     where = f"in {report['canary_run']}"
     if report["run"] != report["canary_run"]:
@@ -73,11 +78,51 @@ def _show_left(console: Console, report: Json) -> None:
         )
 
 
+def show_canary_comparison(comparison: CanaryComparison) -> None:
+    """Print two canary reports side by side."""
+    from rich.table import Table  # noqa: PLC0415 - see _show_bounds
+
+    console = _console()
+    for name, line in zip(("first", "second"), comparison.lines, strict=True):
+        console.print(f"{name}: {visible(line)}")
+    for caveat in comparison.caveats:
+        console.print(f"beware: {visible(caveat)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("owner", "canaries", "method", "first", "ceiling", "second", "ceiling"):
+        table.add_column(column, no_wrap=True)
+    for pair in comparison.bounds:
+        figures = [_number(value) for value in (*pair.first, *pair.second)]
+        table.add_row(visible(pair.owner), visible(pair.canaries), visible(pair.method), *figures)
+    console.print(table)
+    for line in comparison.not_comparable:
+        console.print(f"not comparable: {visible(line)}")
+
+
+def headline(report: Json) -> str:
+    """Return the report's line; of an inconclusive one with the reason first."""
+    line = str(report["line"])
+    if report["verdict"] != _INCONCLUSIVE:
+        return line
+    by_reason: dict[str, list[str]] = {}
+    for owner in report["owners"]:
+        for reason in owner["reasons"]:
+            by_reason.setdefault(reason, []).append(owner["member"])
+    why = [f"{reason} ({', '.join(members)})" for reason, members in by_reason.items()]
+    if report["unopened"]:
+        names = ", ".join(each["member"] for each in report["unopened"])
+        why.insert(0, f"not every owner opened ({names})")
+    if not why:
+        return line
+    rest = line.removeprefix("Canaries: ").removeprefix(f"{_INCONCLUSIVE}: ")
+    return f"Canaries: {_INCONCLUSIVE.upper()}: {'; '.join(why)}. {rest[:1].upper()}{rest[1:]}"
+
+
 def _show_bounds(console: Console, report: Json) -> None:
     from rich.table import Table  # noqa: PLC0415 - 50 ms, only where somebody looks
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("owner", "canaries", "method", "epsilon at least", "ceiling", "estimate"):
+    columns = ("owner", "canaries", "method", "epsilon at least", "ceiling", "alpha", "right")
+    for column in (*columns, "estimate"):
         table.add_column(column, no_wrap=True)
     for owner in report["owners"]:
         for kind in owner["kinds"]:
@@ -87,10 +132,35 @@ def _show_bounds(console: Console, report: Json) -> None:
                     f"{kind['included']} of {kind['canaries']} {visible(kind['kind'])}",
                     visible(bound["method"]) + ("*" if bound["method"] == "one-run" else ""),
                     _number(bound["epsilon"]),
-                    _number(bound["ceiling"]),
+                    _number(None if bound["method"] == _ESTIMATE else bound["ceiling"]),
+                    f"{bound['alpha']:.2g}",
+                    _right(bound),
                     _number(bound["estimate"]),
                 )
     console.print(table)
+    console.print(
+        "alpha: the chance that this figure is wrong, by itself; right: of the guesses, whose "
+        "number was fixed beforehand."
+    )
+    for line in _self_tests(report):
+        console.print(line)
+
+
+def _self_tests(report: Json) -> Iterator[str]:
+    """Yield for which canaries the null self-test held, and for which it did not."""
+    passed: dict[bool, list[str]] = {}
+    for owner in report["owners"]:
+        for kind in owner["kinds"]:
+            named = f"{visible(kind['kind'])} of {visible(owner['member'])}"
+            passed.setdefault(kind["self_test_passed"], []).append(named)
+    if passed and False not in passed:
+        yield "Null self-test, with the bits permuted: held for all of them."
+    elif passed:
+        yield f"Null self-test FAILED, figures are void: {', '.join(passed[False])}."
+
+
+def _right(bound: Json) -> str:
+    return "-" if bound["guesses"] is None else f"{bound['correct']} of {bound['guesses']}"
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,9 @@ from tacit.core.errors import ConfigError, TacitError
 from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tacit.privacy.distributed.plan import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,13 @@ def check_run(file: Path, *, records: int) -> Checked:
         "min_clients": people.min_clients,
         "privacy": _privacy_summary(specification, records),
         **evaluation_summary(specification),
+        **canary_summary(specification, records),
         "specification_sha256": specification_sha256(canonical_json(specification)),
     }
-    warnings = tuple(_warnings(specification, summary["privacy"].get("epsilon"), records))
+    warnings = (
+        *_warnings(specification, summary["privacy"].get("epsilon"), records),
+        *_powerless(summary.get("canaries", {})),
+    )
     return Checked(
         specification=specification,
         source=source,
@@ -107,6 +113,19 @@ def _warnings(specification: RunSpec, epsilon: float | None, records: int) -> It
                 sha256_app_files(name.partition(":")[0])
         except TacitError as error:
             yield f"{error.message} [{error.code}]"
+
+
+def _powerless(canaries: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which canaries cannot test the claim, whatever comes of them."""
+    for kind in ("directions", "mislabelled"):
+        told = canaries.get(kind)
+        if told is not None and not told["tests_the_claim"]:
+            yield (
+                f"{told['canaries']} {kind} canaries and {told['guesses']} guesses could show "
+                f"epsilon {told['ceiling']:.2f} at most with {canaries['owners']} owners, below "
+                f"the claimed {canaries['claim']:.2f}; the best number of guesses is "
+                f"{told['best_guesses']}, and {canaries['note']}"
+            )
 
 
 def _verify_initial(file: Path, specification: RunSpec) -> None:
@@ -153,12 +172,16 @@ def show_notes(notes: Iterable[str]) -> None:
         typer.echo(f"note: {visible(text)}", err=True)
 
 
-def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
+def _plan(specification: RunSpec, records: int) -> RunPlan:
     from tacit.privacy.distributed.plan import plan_of_run  # noqa: PLC0415 - half a second
 
-    privacy = specification.privacy
-    assumed = records or (int(0.5 / privacy.delta) if privacy.delta else 1)
-    plan = plan_of_run(specification, records=max(1, assumed))
+    delta = specification.privacy.delta
+    assumed = records or (int(0.5 / delta) if delta else 1)
+    return plan_of_run(specification, records=max(1, assumed))
+
+
+def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
+    privacy, plan = specification.privacy, _plan(specification, records)
     if not plan.is_private:
         return {"mode": plan.mode, "note": "no noise: every reply is exact"}
     summary = {
@@ -174,6 +197,27 @@ def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
     if records or privacy.normaliser:
         summary["normaliser"] = plan.normaliser
     return summary
+
+
+def canary_summary(specification: RunSpec, records: int) -> dict[str, Any]:
+    """Return, under ``canaries``, what they can show of the claim at most, and what it takes.
+
+    Args:
+        specification: of the run.
+        records: that an owner declares; 0: the most that delta allows.
+    """
+    canaries = specification.canaries
+    if canaries is None:
+        return {}
+    from tacit.attacks.canary_plan import canary_power  # noqa: PLC0415 - scipy
+    from tacit.privacy.plan import PrivacyPlan  # noqa: PLC0415 - half a second
+
+    plan = _plan(specification, records)
+    if not isinstance(plan, PrivacyPlan):  # canaries are for noise of the owner's own
+        return {}
+    return {
+        "canaries": canary_power(canaries, plan, owners=specification.participation.min_clients)
+    }
 
 
 def evaluation_summary(specification: RunSpec) -> dict[str, Any]:

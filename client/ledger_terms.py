@@ -51,6 +51,30 @@ def read_declared(folder: Path) -> Mapping[str, DataSet] | None:
         return None
 
 
+def refused_terms(account: Account, declared: Mapping[str, DataSet] | None) -> RefusedError | None:
+    """Return why client.toml, as it is now, lets nothing more be charged; None where it does.
+
+    Args:
+        account: as the ledger has it.
+        declared: of :func:`read_declared`.
+    """
+    known = account.terms
+    data_set = (declared or {}).get(known.data_set)
+    if data_set is None:
+        return None
+    terms = declared_terms(known.data_set, data_set, delta=data_set.delta or known.delta)
+    try:
+        verify_terms(terms, known)
+    except RefusedError as error:
+        return error
+    if terms.budget < min(known.budget, account.true_epsilon):
+        return RefusedError(
+            "E-LEDGER-BUDGET",
+            f"the budget was lowered to {terms.budget:g}, below what is spent already",
+        )
+    return None
+
+
 def on_declared_terms(
     account: Account, declared: Mapping[str, DataSet] | None
 ) -> tuple[Account, str]:
@@ -71,10 +95,9 @@ def on_declared_terms(
     if data_set is None:
         return account, "client.toml does not declare it: nothing more is charged"
     terms = declared_terms(known.data_set, data_set, delta=data_set.delta or known.delta)
-    try:
-        verify_terms(terms, known)
-    except RefusedError as error:
-        return account, f"client.toml differs, and the next charge is refused: {error.message}"
+    refused = refused_terms(account, declared)
+    if refused is not None:
+        return account, f"client.toml differs, and the next charge is refused: {refused.message}"
     if terms.budget == known.budget:
         return account, ""
     note = (

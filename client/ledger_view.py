@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tacit.client.ledger_terms import on_declared_terms, read_declared
+from tacit.client.ledger_terms import on_declared_terms, read_declared, refused_terms
 from tacit.client.restored import WAITS, read_mark
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.errors import TacitError, TrustError
@@ -43,6 +43,7 @@ class DataSetStatus:
         budget, left: what may be spent by client.toml as it is now, and what of it is not held yet.
         entries: of the ledger that are about this data set.
         note: where the ledger's last entry has other terms; empty if nothing is to be said.
+        is_refused: whether nothing more is charged by client.toml as it is now.
     """
 
     data_set: str
@@ -53,6 +54,7 @@ class DataSetStatus:
     left: float
     entries: int
     note: str = ""
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,7 @@ def find_problem(ledger: Ledger, heads: Sequence[Head]) -> TrustError | None:
 def _status_of(
     account: Account, entries: Sequence[Entry], declared: Mapping[str, DataSet] | None
 ) -> DataSetStatus:
+    refused = refused_terms(account, declared)
     account, note = on_declared_terms(account, declared)
     name, epsilon = account.terms.data_set, account.true_epsilon
     return DataSetStatus(
@@ -219,6 +222,7 @@ def _status_of(
         left=account.left,
         entries=sum(_data_set(entry) == name for entry in entries),
         note=note,
+        is_refused=refused is not None,
     )
 
 

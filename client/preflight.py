@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tacit.client.approvals import verify_unit
-from tacit.client.canaries import verify_canaries
 from tacit.client.charges import head_of
 from tacit.client.configuration import (
     CHANGED,
@@ -31,12 +29,12 @@ from tacit.client.configuration import (
     load_client_config,
 )
 from tacit.client.daemon import IDENTITY_FOLDER, PROTOCOL_VERSION
+from tacit.client.foreseen import foreseen_refusals
 from tacit.client.isolation import probe
 from tacit.client.ledger_view import open_to_read, read_ledger
 from tacit.client.link import probe_server
 from tacit.client.local import ask_daemon
 from tacit.client.members import load_pinned
-from tacit.client.placement import verify_readable
 from tacit.client.preparation import Preparation, PrepareJob, Report, Survey
 from tacit.core.configuration import load_config
 from tacit.core.errors import TacitError
@@ -90,7 +88,7 @@ async def check_client(
 
     Args:
         state: the client's state directory.
-        run: a run.toml whose data contract the data set must keep.
+        run: a run.toml, to be judged as the node will, whose data contract the data set must keep.
         now: seconds since 1970.
     """
     yield Finding(subject="state directory", grade=Grade.OK, text=str(state.path))
@@ -113,7 +111,7 @@ async def check_client(
     yield _isolation(isolation)
     yield await asyncio.to_thread(_ledger, state.path)
     if config is not None:
-        for finding in _configured(config, run, confined=isolation.available):
+        for finding in _configured(config, run, state.path, confined=isolation.available):
             yield finding
     if enrolled.grade is not Grade.WRONG:
         for address in membership.addresses:
@@ -188,6 +186,11 @@ def _ledger(folder: Path) -> Finding:
         for each in status.data_sets
     )
     text = f"{status.entries} entries" + (f"; {spent}" if spent else "")
+    refused = [each for each in status.data_sets if each.is_refused]
+    if refused:
+        names = ", ".join(each.data_set for each in refused)
+        hint = f"Correct {CONFIG_NAME} for {names}: nothing more is charged as it stands."
+        return Finding(subject="ledger", grade=Grade.WRONG, text=text, hint=hint)
     if status.restored:
         text, hint = f"{text}; {status.restored}", "Start it, with the server running."
         return Finding(subject="ledger", grade=Grade.WARNING, text=text, hint=hint)
@@ -229,12 +232,15 @@ def _isolation(isolation: Isolation) -> Finding:
     )
 
 
-def _configured(config: ClientConfig, run: Path | None, *, confined: bool) -> Iterator[Finding]:
+def _configured(
+    config: ClientConfig, run: Path | None, folder: Path, *, confined: bool
+) -> Iterator[Finding]:
     yield from _modes(config)
     yield _audits(config)
+    yield _canaries(config)
     yield from _data_sets(config)
     if run is not None:
-        yield from _run(config, run, confined=confined)
+        yield from _run(config, run, folder, confined=confined)
 
 
 def _modes(config: ClientConfig) -> Iterator[Finding]:
@@ -265,6 +271,16 @@ def _audits(config: ClientConfig) -> Finding:
         f"(policy.audit.min_members), at epsilon {audit.epsilon_for_results:g} at most "
         f"(epsilon_for_results), {exact} (allow_exact)",
     )
+
+
+def _canaries(config: ClientConfig) -> Finding:
+    """Say whether made-up records may be put into a run."""
+    room = [f"{one.max_canaries} in {name}" for name, one in config.data_sets.items()]
+    if any(one.max_canaries for one in config.data_sets.values()):
+        text = f"at most so many go into a run that is approved (max_canaries): {', '.join(room)}"
+    else:
+        text = "none go into a run (max_canaries = 0)"
+    return Finding(subject="canaries", grade=Grade.OK, text=text)
 
 
 def _data_sets(config: ClientConfig) -> Iterator[Finding]:
@@ -340,38 +356,36 @@ def _surveyed(subject: str, data_set: DataSet, survey: Survey | None) -> Finding
     return Finding(subject=subject, grade=Grade.OK, text=text)
 
 
-def _run(config: ClientConfig, run: Path, *, confined: bool) -> Iterator[Finding]:
-    """Look at what a run needs of this machine: its code, and records that keep its contract."""
+def _run(config: ClientConfig, run: Path, folder: Path, *, confined: bool) -> Iterator[Finding]:
+    """Look at what a run needs of this machine: a node that admits it, and records to train on."""
     subject = f"contract of {run.name}"
     try:
         specification = load_config(run, RunSpec).value
     except TacitError as error:
         yield _wrong(subject, error)
         return
-    if confined:
-        yield from _code(f"code of {run.name}", specification, config)
-    try:
-        verify_unit(specification, config.data_sets.get(specification.data_set))
-    except TacitError as error:
-        yield _wrong(f"unit of {run.name}", error)
-    try:
-        verify_canaries(specification, config)
-    except TacitError as error:
-        yield _wrong(f"canaries of {run.name}", error)
+    yield from _judged(f"verdict on {run.name}", specification, config, folder, confined=confined)
     yield from _contract(subject, specification, config)
 
 
-def _code(subject: str, specification: RunSpec, config: ClientConfig) -> Iterator[Finding]:
-    """Say whether a confined worker can read an app or a factory that is not Tacit's own."""
-    model = specification.model
-    if specification.app is None and (model is None or model.factory is None):
-        return
+def _judged(
+    subject: str, specification: RunSpec, config: ClientConfig, folder: Path, *, confined: bool
+) -> Iterator[Finding]:
+    """Say what the node would, by policy, ledger and what it can confine."""
     try:
-        verify_readable(specification, config)
-    except TacitError as error:
+        refused = foreseen_refusals(specification, config, folder, isolated=confined)
+    except TacitError as error:  # the ledger's own line says more
         yield _wrong(subject, error)
-    else:
-        yield Finding(subject=subject, grade=Grade.OK, text="a confined worker can read it")
+        return
+    if not refused:
+        yield Finding(subject=subject, grade=Grade.OK, text="the policy and the ledger admit it")
+        return
+    yield Finding(
+        subject=subject,
+        grade=Grade.WRONG,
+        text="\n".join(f"{error.message} [{error.code}]" for error in refused),
+        hint=next((error.hint for error in refused if error.hint), ""),
+    )
 
 
 def _contract(subject: str, specification: RunSpec, config: ClientConfig) -> Iterator[Finding]:

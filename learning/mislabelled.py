@@ -14,19 +14,17 @@ Trusts: the seed was fixed before training, and says nothing about the bits.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tacit.core.data_contract import ColumnKind, DataKind
-from tacit.learning.features import input_shape
+from tacit.learning.made_up import features_from_ranges
 from tacit.learning.prepared import Examples
 from tacit.privacy.noise import UniformStream
 
 if TYPE_CHECKING:
     from tacit.core.data_contract import DataSpec
-    from tacit.learning.contract import BoolArray, Float32Array
+    from tacit.learning.contract import BoolArray
 
 
 def mislabelled_from_ranges(data: DataSpec, count: int, *, seed: bytes) -> Examples:
@@ -38,12 +36,7 @@ def mislabelled_from_ranges(data: DataSpec, count: int, *, seed: bytes) -> Examp
         seed: 32 bytes; the same seed gives the same records at owner and auditor.
     """
     coins = UniformStream(seed, purpose="mislabelled rows")
-    if data.kind is DataKind.IMAGE:
-        shape = (count, *input_shape(data))
-        ends = coins.uniforms(math.prod(shape)) < 0.5
-        features = ends.reshape(shape).astype(np.float32)
-    else:
-        features = np.concatenate(_columns(data, count, coins), axis=1)
+    features = features_from_ranges(data, count, coins, at_ends=True)
     labels = (coins.uniforms(count) * len(data.classes)).astype(np.int64)
     return Examples(features=features, labels=labels)
 
@@ -83,19 +76,3 @@ def planted(examples: Examples, canaries: Examples, included: BoolArray) -> Exam
         labels=np.concatenate([examples.labels, canaries.labels[included]]),
         subjects=subjects,
     )
-
-
-def _columns(data: DataSpec, count: int, coins: UniformStream) -> list[Float32Array]:
-    """Return each column's features, in the order of the model's inputs."""
-    parts: list[Float32Array] = []
-    for _, column in sorted(data.columns.items()):
-        drawn = coins.uniforms(count)
-        if column.type is ColumnKind.CATEGORY:
-            values = len(column.values)
-            part = np.eye(values, dtype=np.float32)[(drawn * values).astype(np.int64)]
-        else:
-            part = (drawn < 0.5).astype(np.float32)[:, None]
-        parts.append(part)
-        if column.flag_missing:
-            parts.append(np.zeros((count, 1), dtype=np.float32))
-    return parts

@@ -177,13 +177,12 @@ class _AuditRun:
     def _merged(self, answers: Sequence[_Answer]) -> tuple[float, dict[str, Any]]:
         """Return the noise on each owner's counts, and the sums of all owners' by probe."""
         from tacit.attacks.histograms import histogram_of_counts, merge  # noqa: PLC0415
-        from tacit.attacks.score_bins import SCALES  # noqa: PLC0415
         from tacit.privacy.audit_plan import audit_release  # noqa: PLC0415
 
         noise = audit_release(self.audit).noise_deviation if self.audit.is_noised else 0.0
+        edges = np.arange(1.0, self.audit.bins)  # bins by number: where they are cut, nodes know
         histograms = {}
         for probe in self.audit.probes:
-            edges = SCALES[probe].edges(self.audit.bins)
             histograms[probe] = merge(
                 [
                     histogram_of_counts(edges, answer.counts[probe], noise_sd=noise)

@@ -179,7 +179,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
             await self._receive_initial(frames, head, folder)
             await self._verify_audit(specification, folder)
             write_atomic(folder.specification, head.specification)
-            write_atomic(folder.run_toml, head.source_toml)
+            if head.source_toml:  # an audit or a twin was not written by anybody
+                write_atomic(folder.run_toml, head.source_toml)
             submission = Submission(
                 specification=specification,
                 canonical=head.specification,

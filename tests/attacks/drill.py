@@ -21,8 +21,8 @@ from tacit.attacks.canaries import (
     ScoredCanaries,
     audit_canaries,
     mislabelled_scores,
-    planned_guesses,
 )
+from tacit.attacks.canary_plan import planned_guesses
 from tacit.attacks.claim import claim_of
 from tacit.attacks.inclusion import CanaryDesign, Opening, verify_opening
 from tacit.core.data_contract import ColumnKind, ColumnSpec, DataSpec

@@ -21,8 +21,8 @@ from tacit.attacks.canaries import (
     audit_canaries,
     judge,
     mislabelled_scores,
-    planned_guesses,
 )
+from tacit.attacks.canary_plan import needed_canaries, one_run_ceiling, planned_guesses
 from tacit.attacks.claim import Claim, claim_of
 from tacit.core.errors import DataError, RefusedError
 from tacit.core.privacy_spec import PrivacyUnit, Relation
@@ -171,10 +171,31 @@ def test_guesses_are_planned_so_that_the_ceiling_exceeds_the_claim(
     assert planned == 100 or ceiling(math.floor(planned / 1.05) - 1) < 1.05 * epsilon
 
 
-def test_a_claim_beyond_any_ceiling_gets_a_tenth() -> None:
-    """A thousand canaries never show 12: fewer, surer guesses, and no pass."""
-    assert planned_guesses(1000, claim(12.0)) == 100
-    assert planned_guesses(5, claim(12.0)) == 1
+def test_a_claim_beyond_any_ceiling_gets_the_highest() -> None:
+    """A thousand canaries never show 12: what comes nearest is planned, and no pass."""
+    planned = planned_guesses(1000, claim(12.0))
+    best = one_run_ceiling(1000, planned, delta=DELTA, alpha=0.05)
+    assert best < 12.0
+    assert all(
+        one_run_ceiling(1000, guesses, delta=DELTA, alpha=0.05) <= best + 0.05
+        for guesses in range(100, 1001, 50)
+    )
+    assert needed_canaries(claim(12.0)) is None
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0, 5.0])
+def test_as_many_canaries_as_are_needed_can_test_the_claim(epsilon: float) -> None:
+    """With three owners who share the error among two kinds; noticeably fewer cannot."""
+    alpha = 0.05 / 3
+    needed = needed_canaries(claim(epsilon), kinds=2, alpha=alpha)
+    assert needed is not None
+
+    def reached(canaries: int) -> float:
+        guesses = planned_guesses(canaries, claim(epsilon), kinds=2, alpha=alpha)
+        return one_run_ceiling(canaries, guesses, delta=DELTA, alpha=alpha / 2)
+
+    assert reached(needed) >= epsilon
+    assert needed == 20 or reached(int(needed * 0.85)) < epsilon
 
 
 def test_what_has_no_claim_for_a_canary_is_refused() -> None:

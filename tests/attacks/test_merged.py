@@ -12,7 +12,7 @@ import pytest
 from tacit.attacks.binned import roc_of_histograms
 from tacit.attacks.findings import AuditResult, Outcome
 from tacit.attacks.histograms import ScoreHistogram, histogram_of, merge
-from tacit.attacks.merged import FPRS, MergedAudit, merged_result
+from tacit.attacks.merged import FPRS, MergedAudit, is_evidence, merged_result
 from tacit.core.audit_spec import AuditSpec
 
 AUDIT = AuditSpec(
@@ -119,6 +119,78 @@ def test_a_tpr_just_above_the_power_would_be_evidence() -> None:
     point = curve.tpr_at(0.1, confidence=0.99)
     assert (point.tpr_interval.low > point.fpr_interval.high) == (point.tpr >= least)
     assert 0.1 < least < 1.0
+
+
+COARSE = np.array([1.0, 2.0])  # an FPR of 1 % lies within a bin from 0.32 % to 12.8 %
+
+
+def coarse(members: list[float], *, noise: float = 0.0) -> ScoreHistogram:
+    others = np.array([8720.0, 1248.0, 32.0])
+    return ScoreHistogram(
+        edges=COARSE, members=np.array(members), non_members=others, noise_sd=noise
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 10.0])
+@pytest.mark.parametrize("fpr", FPRS)
+def test_what_would_have_been_seen_is_seen_wherever_in_its_bin_it_hides(
+    fpr: float, noise: float
+) -> None:
+    """All that tells of a bin may stand at its upper end, where bins show it at the lower."""
+    level = MERGED.correction.level_each
+    null = roc_of_histograms(coarse([8720.0, 1248.0, 32.0], noise=noise))
+    least = null.least_tpr_seen(fpr, tested=FPRS, confidence=1.0 - level)
+    assert least is not None
+    assert least > 0.12  # by lot, within the bin, 2 % would seem to be enough
+    assert least >= null.tpr_interval_at(fpr).high
+    hidden = 10_000 * (least + 1e-3)
+    assert is_evidence(
+        roc_of_histograms(coarse([10_000 - hidden, hidden, 0.0], noise=noise)), level=level
+    )
+
+
+def test_an_area_that_would_have_been_seen_counts_what_bins_hide() -> None:
+    """Half of the pairs that are in one bin may be on the wrong side of the figure."""
+    probe = result(0.0, noise=0.0).probes[0]
+    curve = roc_of_histograms(drawn(0.0, noise=0.0, seed=0))
+    assert probe.auc.least_evident > 0.5 + curve.tied / 2.0
+    low, high = curve.auc_bounds
+    assert curve.tied == pytest.approx(high - low)
+
+
+def one_bin(shift: float) -> ScoreHistogram:
+    """All but a few scores lie below the first of the edges."""
+    whole = drawn(shift, noise=0.0, seed=1)
+    return ScoreHistogram(
+        edges=EDGES + 6.0,
+        members=np.append(whole.members[:13].sum(), np.append(whole.members[13:], np.zeros(12))),
+        non_members=np.append(
+            whole.non_members[:13].sum(), np.append(whole.non_members[13:], np.zeros(12))
+        ),
+    )
+
+
+def test_scores_in_one_bin_are_inconclusive_never_nothing() -> None:
+    """Each such probe, and the whole where it is every one; the others keep what they say."""
+    blind = merged_result(MERGED, dict.fromkeys(AUDIT.probes, one_bin(0.0)))
+    assert blind.outcome is Outcome.INCONCLUSIVE
+    assert not blind.is_conclusive
+    assert "scores of every probe fall in one bin" in blind.line
+    assert all("scores fall in one bin" in probe.line for probe in blind.probes)
+    some = {AUDIT.probes[0]: one_bin(0.0)}
+    some |= {name: drawn(0.0, noise=0.0, seed=3) for name in AUDIT.probes[1:]}
+    mixed = merged_result(MERGED, some)
+    assert mixed.outcome is Outcome.NO_EVIDENCE
+    assert mixed.probes[0].outcome is Outcome.INCONCLUSIVE
+    assert mixed.line.startswith("no evidence by any of 2 probes")
+    assert mixed.line.endswith(f"; inconclusive: {AUDIT.probes[0]}")
+
+
+def test_the_smallest_fpr_is_that_of_a_bin() -> None:
+    """No threshold within a bin can be looked at."""
+    assert roc_of_histograms(coarse([8720.0, 1248.0, 32.0])).least_fpr == pytest.approx(0.0032)
+    noised = roc_of_histograms(coarse([8720.0, 1248.0, 32.0], noise=100.0))
+    assert noised.least_fpr == pytest.approx(0.128)
 
 
 def test_noise_that_hides_the_records_is_said() -> None:

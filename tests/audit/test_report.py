@@ -255,6 +255,29 @@ def test_other_counts_are_told_once_and_never_as_exact_as_noise_left_them(
     assert "(standard error 12 each, from noise) in the second" in said
 
 
+def test_plans_of_one_name_are_told_apart_by_what_differs(report: dict[str, Any]) -> None:
+    """Two names that are the same would say nothing."""
+    other = copy.deepcopy(report)
+    other["plan"]["probes"] = ["loss"]
+    other["provenance"]["plan_sha256"] = "1" * 64
+    (said,) = compare_reports(other, report).caveats
+    name, probes = report["plan"]["name"], ", ".join(report["plan"]["probes"])
+    assert said == f"other terms of the plan {name}: probes loss and {probes}"
+    renamed = {**other, "plan": {**other["plan"], "name": "mine"}}
+    (said,) = compare_reports(renamed, report).caveats
+    assert said == f"other plans: mine and {name}"
+
+
+def test_other_noise_is_told(report: dict[str, Any]) -> None:
+    """Of two merged audits of the same records, at what either answered."""
+    pair = [sent_by(report, "ab") for _ in range(2)]
+    for each, epsilon in zip(pair, (1.0, None), strict=True):
+        each["federation"]["epsilon"] = epsilon
+    assert compare_reports(*pair).caveats == (
+        "other noise on the answers: epsilon 1 and exact counts",
+    )
+
+
 def test_the_same_report_gives_the_same_picture(report: dict[str, Any], tmp_path: Path) -> None:
     """The plot tells no time either; it has a line per probe and the line of chance."""
     for name in ("a.svg", "b.svg"):

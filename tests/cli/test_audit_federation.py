@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ from tacit.cli.audit_federation import (
     Where,
     _delta,
     _owners,
+    _twins_of,
     _verify_trained,
     is_run,
     show_kept,
@@ -23,12 +24,14 @@ from tacit.core.audit_spec import AuditSpec
 from tacit.core.canary_spec import CanarySpec
 from tacit.core.configuration import from_plain
 from tacit.core.errors import UnavailableError, UsageError
-from tacit.core.specification import RunSpec, audit_of
-from tacit.protos.control_pb2 import ShowRunReply
+from tacit.core.specification import RunSpec, audit_of, canonical_json
+from tacit.protos.control_pb2 import Run, ShowRunReply
 from tests.server.test_audits import Owner, leaking, play
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tacit.protos.control_client import ControlClient
 
 TERMS = {
     "run": "r-00000001",
@@ -140,6 +143,41 @@ def test_noise_is_explained(merged: dict[str, Any], capsys: pytest.CaptureFixtur
     assert ": about " in text
     assert f"{noise:.3g} on each owner's count, and so of {noise * 2**0.5:.3g} on their sum" in text
     assert "sqrt(2) times" in text
+
+
+def test_what_is_not_there_is_not_explained(
+    merged: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No reference models, no thresholds of theirs; what bins leave open is a note."""
+    show_report(merged)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "realistic" not in text
+    assert "within which the AUC of unbinned scores lies between" in text
+
+
+class Runs:
+    """A server that holds a run, a twin of it, and a run that is neither."""
+
+    def __init__(self) -> None:
+        twin = CanarySpec(directions=20, run="r-00000001")
+        self.specifications = {
+            "r-00000001": PRIVATE,
+            "r-00000002": dataclasses.replace(PRIVATE, canaries=twin),
+            "r-00000003": PRIVATE,
+        }
+
+    def list_runs(self) -> list[Run]:
+        return [Run(run_id=run_id) for run_id in self.specifications]
+
+    def show(self, run_id: str) -> ShowRunReply:
+        return ShowRunReply(specification=canonical_json(self.specifications[run_id]))
+
+
+def test_a_twin_that_has_not_reported_is_found() -> None:
+    """Whoever asks for the audits of a run that has none is told of its canaries."""
+    client = cast("ControlClient", Runs())
+    assert _twins_of(client, "r-00000001") == ["r-00000002"]
+    assert _twins_of(client, "r-00000003") == []
 
 
 def test_the_delta_is_the_runs_unless_it_has_none() -> None:

@@ -33,9 +33,13 @@ from tacit.core.fingerprint import fingerprint_of
 from tacit.core.members import format_members
 from tacit.core.specification import canonical_json
 from tacit.core.state import open_state
+from tacit.privacy.accounting import SampledGaussian
+from tacit.privacy.ledger import LEDGER_NAME, Ledger
+from tacit.privacy.ledger_entries import Terms, Unit
 from tacit.protos import fleet_pb2
 from tests.client.fake_fleet import Domain, FakeFleet, eventually
 from tests.client.fakes import RUN, Editable, make_node, make_spec, offer
+from tests.privacy.ledgers import charge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -375,18 +379,52 @@ def test_check_finds_a_run_whose_unit_is_not_the_owners(home: Path) -> None:
     (home / "client.toml").write_text(CONFIG + 'subject = "patient"\n')
     (home / "run.toml").write_text(RUN_TOML)
     found = check(home, run=home / "run.toml")
-    assert found["unit of run.toml"].grade is Grade.WRONG
-    assert "E-POLICY-SUBJECT" in found["unit of run.toml"].text
+    assert found["verdict on run.toml"].grade is Grade.WRONG
+    assert "E-POLICY-SUBJECT" in found["verdict on run.toml"].text
     assert found["contract of run.toml"].grade is Grade.OK
 
 
-def test_check_finds_canaries_that_the_owner_has_no_room_for(home: Path) -> None:
-    """As the node would deny the run; with room for them the check has nothing to say."""
-    (home / "run.toml").write_text(RUN_TOML + "[canaries]\ndirections = 40\n")
-    found = check(home, run=home / "run.toml")["canaries of run.toml"]
-    assert (found.grade, "max_canaries" in found.text) == (Grade.WRONG, True)
-    (home / "client.toml").write_text(CONFIG + "max_canaries = 40\n")
-    assert "canaries of run.toml" not in check(home, run=home / "run.toml")
+CANARIES = """
+[canaries]
+twin = false
+directions = 20
+"""
+
+
+def test_check_judges_a_run_as_the_node_will(home: Path) -> None:
+    """By the policy's rules, not by the contract alone: canaries, and what they need."""
+    (home / "run.toml").write_text(RUN_TOML + CANARIES)
+    found = check(home, run=home / "run.toml")
+    assert found["canaries"].text == "none go into a run (max_canaries = 0)"
+    assert "E-POLICY-CANARIES" in found["verdict on run.toml"].text
+    (home / "client.toml").write_text(CONFIG + "max_canaries = 20\n")
+    found = check(home, run=home / "run.toml")
+    assert "20 in default" in found["canaries"].text
+    assert "E-CANARIES-RELEASED" in found["verdict on run.toml"].text
+    (home / "run.toml").write_text(RUN_TOML)
+    assert check(home, run=home / "run.toml")["verdict on run.toml"].grade is Grade.OK
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (CONFIG.replace("records = 100", "records = 90"), "E-LEDGER-TERMS"),
+        (CONFIG + "budget = 0.5\n", "E-LEDGER-BUDGET"),
+    ],
+)
+def test_check_finds_terms_that_the_ledger_refuses(home: Path, config: str, said: str) -> None:
+    """Changed after the account was opened: the ledger's line and the verdict both say so."""
+    terms = Terms(data_set="default", delta=1e-3, records=100, unit=Unit.RECORD, budget=3.0)
+    with Ledger.open(home / LEDGER_NAME, signer=lambda _: bytes(64), clock=time.time) as ledger:
+        ledger.open_data_set(terms)
+        spent = SampledGaussian(noise_multiplier=3.0, steps=1)
+        ledger.reserve(charge(data_set="default", delta=1e-3, mechanism=spent))
+    (home / "run.toml").write_text(RUN_TOML)
+    (home / "client.toml").write_text(config)
+    found = check(home, run=home / "run.toml")
+    assert found["ledger"].grade is Grade.WRONG
+    assert "the next charge is refused" in found["ledger"].text
+    assert said in found["verdict on run.toml"].text
 
 
 def test_check_shows_what_cleaning_does_and_warns_of_identifiers(home: Path) -> None:
@@ -428,12 +466,13 @@ def test_check_finds_code_that_a_confined_worker_cannot_read(
     app = '[app]\nclient = "outside_app:app"\n[results.train]\narrays = "model"\n'
     rest = '[privacy]\nmode = "none"\n[participation]\nrounds = 2\n'
     (home / "run.toml").write_text(f'name = "own"\n{app}{rest}')
-    found = check(home, run=home / "run.toml")["code of run.toml"]
+    found = check(home, run=home / "run.toml")["verdict on run.toml"]
     assert found.grade is Grade.WRONG
     assert f"its files are in {source}" in found.text
     rule = f'[policy.apps."outside_app:app"]\nreadable = ["{source}"]\n'
     (home / "client.toml").write_text(CONFIG + rule)
-    assert check(home, run=home / "run.toml")["code of run.toml"].grade is Grade.OK
+    found = check(home, run=home / "run.toml")["verdict on run.toml"]
+    assert "E-APP-UNREADABLE" not in found.text
 
 
 def test_status_of_a_run_shows_the_report(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,9 +161,9 @@ def verify_merged(made: Federation, report: dict[str, Any], run_id: str, audit_i
     assert charges(made, UNWILLING, audit_id) == []
     sent = {each["member"]: each for each in told["sent"]}
     assert sorted(sent) == sorted(set(HOSPITALS) - {UNWILLING})
-    lists = [{"name": f"histogram-{probe}", "length": 16} for probe in PROBES]
+    lists = [{"name": f"histogram-{probe}", "length": 32} for probe in PROBES]
     for owner, each in sent.items():
-        assert (each["lists"], each["bytes"], each["unit"]) == (lists, 3 * 16 * 8, "record")
+        assert (each["lists"], each["bytes"], each["unit"]) == (lists, 3 * 32 * 8, "record")
         assert each["epsilon"] == pytest.approx(1.0, rel=1e-3)
         (charge,) = charges(made, owner, audit_id)
         assert (charge["purpose"], charge["side"]) == ("audit", "whole")

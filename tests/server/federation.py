@@ -246,12 +246,12 @@ class Federation:
         node = self.nodes[name] = Node(membership, self.address, **options)
         return node
 
-    async def submit(self, spec: RunSpec) -> str:
+    async def submit(self, spec: RunSpec, *, source: bytes = b"name = 'scripted'") -> str:
         canonical = canonical_json(spec)
         weights = b"weights" * 1000
         head = control.SubmitRunHead(
             specification=canonical,
-            source_toml=b"name = 'scripted'",
+            source_toml=source,
             initial_bytes=len(weights),
             initial_sha256=hashlib.sha256(weights).digest(),
         )

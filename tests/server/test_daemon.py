@@ -61,6 +61,24 @@ def test_a_run_goes_from_submission_to_its_end(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_run_that_nobody_wrote_down_leaves_no_empty_file(tmp_path: Path) -> None:
+    """Audits and twins come without a run.toml: none is pulled, rather than one of no bytes."""
+
+    async def scenario() -> None:
+        async with federation(tmp_path, nodes=2) as fed:
+            for node in fed.nodes.values():
+                node.start()
+            run_id = await fed.submit(specification(), source=b"")
+            await fed.events(run_id)
+            async with fed.control() as stub:
+                files = (await stub.ListFiles(control.ListFilesRequest(run_id=run_id))).files
+            paths = {file.path for file in files}
+            assert "specification.json" in paths
+            assert "run.toml" not in paths
+
+    asyncio.run(scenario())
+
+
 def test_a_finished_run_leaves_its_folder_and_nothing_of_one_owner(tmp_path: Path) -> None:
     """What may be pulled is listed; spool and checkpoints are not, and the spool is gone."""
 
