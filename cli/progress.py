@@ -95,6 +95,7 @@ def line_of(event: Event, rounds: int) -> str:
         return ""
     fields = {**event.fields, "rounds": rounds, "owners": len(event.fields.get("cohort") or ())}
     fields["metrics"] = _metrics(event.fields.get("metrics"))
+    fields["whose"] = _whose(event.fields)
     return visible(form.format_map(_Lenient(fields)).rstrip())
 
 
@@ -110,7 +111,7 @@ _LINES = {
     EventKind.RUN_WAITING: "waiting: {reason}",
     EventKind.RUN_STARTED: "started with {owners} owners",
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
-    EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
+    EventKind.ROUND_FINISHED: "round {round}/{rounds}: {whose}, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
     EventKind.CANARIES_COMMITTED: "{member}: committed to canaries, {commitment}",
     EventKind.CANARIES_OPENED: "{line}",
@@ -134,6 +135,20 @@ _STATES: Mapping[EventKind, Callable[[Mapping[str, Any]], str]] = {
     EventKind.RUN_STARTED: lambda _: "rounds",
     EventKind.ROUND_STARTED: lambda _: "rounds",
 }
+
+
+def _whose(fields: Mapping[str, Any]) -> str:
+    """Return whose updates a round has; of a sum, who is in it and who was lost on the way."""
+    asked = len(fields.get("cohort") or ())
+    survivors = fields.get("survivors")
+    if not isinstance(survivors, list):
+        return f"{asked} owners"
+    lost = fields.get("lost")
+    if not isinstance(lost, dict) or not lost:
+        return f"a sum of {len(survivors)} of {asked} owners"
+    counted = {name: " after its vector had come" * (name in survivors) for name in lost}
+    named = (f"{name} ({code}{counted[name]})" for name, code in lost.items())
+    return f"a sum of {len(survivors)} of {asked} owners, lost: {', '.join(named)}"
 
 
 def _metrics(metrics: object) -> str:

@@ -222,13 +222,11 @@ def _enrol_owners(administrator: ControlClient, homes: Path) -> None:
 
 def _submit(operator: ControlClient, homes: Path) -> str:
     from tacit.learning.models import initial_arrays  # noqa: PLC0415 - torch, while others start
-    from tacit.privacy.secure_sum import with_dimension  # noqa: PLC0415 - half a second
+    from tacit.learning.resolved import resolved  # noqa: PLC0415 - as above
 
-    specification = demo_specification()
-    arrays = initial_arrays(specification)
-    specification = with_dimension(specification, arrays)
+    specification = resolved(demo_specification(), None)
     initial = homes / "initial.safetensors"
-    save_arrays(initial, arrays)
+    save_arrays(initial, initial_arrays(specification))
     submission = Submission(
         canonical=canonical_json(specification),
         source_toml=_run_file().read_bytes(),

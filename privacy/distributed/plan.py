@@ -155,7 +155,7 @@ def plan_of_run(spec: RunSpec, *, records: int) -> RunPlan:
         raise ConfigError(
             "E-SECAGG-DIMENSION",
             "expected secure_aggregation.dimension: what noise costs depends on it",
-            hint="tacit run submit and tacit simulate count the numbers of the initial weights.",
+            hint="It is counted in the initial weights when the run is checked or submitted.",
         )
     return distributed_plan(spec, records=records, dimension=secure.dimension)
 

@@ -118,7 +118,7 @@ def leaking(scale: float = 1.0) -> list[float]:
 def task_in(folder: Path, spec: RunSpec) -> RunTask:
     made = RunFolder(folder).create()
     save_arrays(made.initial, MODEL)
-    write_members(made, NAMES)
+    write_members(made, NAMES, {})
     write_decisions(
         made,
         plain_decisions(
