@@ -68,7 +68,7 @@ def check_run(file: Path, *, records: int) -> Checked:
     facts = model_summary(specification)
     specification = with_size(file, specification)
     people = specification.participation
-    plan = _plan_of(specification, records)
+    plan = plan_of(specification, records)
     summary: dict[str, Any] = {
         "name": specification.name,
         "data_set": specification.data_set,
@@ -183,7 +183,12 @@ def show_notes(notes: Iterable[str]) -> None:
         typer.echo(f"note: {visible(text)}", err=True)
 
 
-def _plan_of(specification: RunSpec, records: int) -> RunPlan:
+def plan_of(specification: RunSpec, records: int) -> RunPlan:
+    """Return a run's mechanism at an owner of so many records; 0: the most that delta allows.
+
+    Raises:
+        ConfigError, RefusedError: there is no such mechanism.
+    """
     from tacit.privacy.distributed.plan import plan_of_run  # noqa: PLC0415 - half a second
 
     delta = specification.privacy.delta
@@ -218,7 +223,7 @@ def secure_summary(specification: RunSpec, plan: RunPlan) -> dict[str, Any]:
     the run costs as it is reserved, with the threshold's survivors, and as it is settled if all
     members stay in every sum.
     """
-    from tacit.privacy.distributed.plan import DistributedPlan  # noqa: PLC0415 - see _plan_of
+    from tacit.privacy.distributed.plan import DistributedPlan  # noqa: PLC0415 - see plan_of
 
     secure = specification.secure_aggregation
     if secure is None:

@@ -34,7 +34,8 @@ class RoundProgress:
         self._quiet = quiet
         self._bar = TerminalBar(self._stream, _columns, task="rounds", total=rounds, quiet=quiet)
         self._shown = 0
-        self._asked = self._answered = 0
+        self._asked = 0
+        self._answered: set[str] = set()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -76,16 +77,17 @@ class RoundProgress:
     def _count_answers(self, event: Event) -> None:
         """Say who has answered: by name in the first round, in which the workers start."""
         if event.kind is EventKind.ROUND_STARTED:
-            self._asked, self._answered = len(event.fields.get("cohort") or ()), 0
-        if event.kind is not EventKind.REPLY_RECEIVED or self._answered >= self._asked:
-            return
-        self._answered += 1
+            self._asked, self._answered = len(event.fields.get("cohort") or ()), set()
+        member = str(event.fields.get("member"))
+        if event.kind is not EventKind.REPLY_RECEIVED or member in self._answered:
+            return  # in secure sums each answers several times
+        self._answered.add(member)
         number = int(event.fields.get("round") or 0)
-        count = f"{self._answered} of {self._asked}"
+        count = f"{len(self._answered)} of {self._asked}"
         if self._bar:
             self._bar.update(task=f"round {number}: {count} answered")
         elif number == 1 and self._asked <= _NAMED_OWNERS:
-            self.say(visible(f"round 1: {event.fields.get('member')} has answered ({count})"))
+            self.say(visible(f"round 1: {member} has answered ({count})"))
 
 
 def line_of(event: Event, rounds: int) -> str:

@@ -42,8 +42,6 @@ from tacit.simulation.children import Children, interruptible
 from tacit.simulation.owners import Owner, heart_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tacit.core.state import StateDirectory
 
 # Public numbers of patients, from the data's own documentation: what client.toml declares.
@@ -78,14 +76,12 @@ class DemoRun:
     Attributes:
         folder: the run folder, as the operator pulled it.
         specification: the run, with the size of its model counted.
-        settled: epsilon of the training by each owner's own ledger, by name.
         owners: the four hospitals.
         seconds: from the first process to the pulled model.
     """
 
     folder: RunFolder
     specification: RunSpec
-    settled: Mapping[str, float]
     owners: tuple[Owner, ...]
     seconds: float
 
@@ -131,19 +127,9 @@ def run_demo(out: Path, *, say: Say, watch: Watch) -> DemoRun:
     return DemoRun(
         folder=folder,
         specification=from_plain(json.loads(folder.specification.read_bytes()), RunSpec),
-        settled=_settled(folder),
         owners=demo_owners(),
         seconds=time.monotonic() - began,
     )
-
-
-def _settled(folder: RunFolder) -> dict[str, float]:
-    """Return what the owners' ledgers say of the training, as the server wrote it down."""
-    manifest = json.loads(folder.manifest.read_bytes())
-    return {
-        manifest["members"][node]: float(sides["train"]["epsilon"])
-        for node, sides in manifest["claims"].items()
-    }
 
 
 def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch) -> RunFolder:

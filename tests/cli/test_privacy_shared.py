@@ -15,7 +15,10 @@ from tacit.cli.main import run
 HEART = Path(__file__).parents[2] / "simulation" / "data" / "heart" / "run.toml"
 DEMO = HEART.with_name("run-distributed.toml")
 HOSPITALS = '[secure_aggregation]\nmembers = ["a-1", "b-1", "c-1", "d-1"]\n\n[participation]'
-NO_EVALUATION = ("every = 20 ", "every = 0 "), ("epsilon = 1.0                       # of records", "#")
+NO_EVALUATION = (
+    ("every = 20 ", "every = 0 "),
+    ("epsilon = 1.0                       # of records", "#"),
+)
 OPTIONS = ("--epsilon", "1", "--delta", "1e-5", "--rounds", "150", "--members", "10")
 
 Capture = pytest.CaptureFixture[str]

@@ -195,7 +195,12 @@ def test_events_become_one_line_each() -> None:
         )
         == "round 3/20: 2 owners, 1.5 s, loss 0.5"
     )
-    summed = {"round": 3, "cohort": ["a", "b", "c", "d"], "seconds": 1, "survivors": ["a", "b", "c"]}
+    summed = {
+        "round": 3,
+        "cohort": ["a", "b", "c", "d"],
+        "seconds": 1,
+        "survivors": ["a", "b", "c"],
+    }
     lost = {"c": "E-NODE-GONE", "d": "E-X"}
     assert event(EventKind.ROUND_FINISHED, **summed, lost={}) == (
         "round 3/20: a sum of 3 of 4 owners, 1 s"
