@@ -37,10 +37,9 @@ def command(*, out: OutOption = None, json: JsonOption = False) -> None:
         done = run_demo(folder, say=progress.say, watch=progress.show)
         progress.say("Demo: scores the model, and trains the alternatives for comparison")
     from tacit.cli.simulate import plotted, show_comparison  # noqa: PLC0415
+    from tacit.cli.sums import summary_of_sums, words_of_sums  # noqa: PLC0415
     from tacit.simulation.comparison import compare, save_comparison  # noqa: PLC0415
     from tacit.simulation.owners import owner_sets  # noqa: PLC0415
-
-    from tacit.cli.sums import summary_of_sums, words_of_sums  # noqa: PLC0415
 
     sets = {owner.name: owner_sets(done.specification, owner) for owner in done.owners}
     comparison = compare(done.specification, sets, done.folder)

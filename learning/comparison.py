@@ -1,9 +1,9 @@
 """The rows of a comparison: the federated model, training alone or pooled, and a guess.
 
 Every model is scored on records that nobody trained on, and trained with the run's own recipe and
-privacy: pooled with noise added centrally, alone with an owner's own, at the run's epsilon for each.
-The numbers are exact and carry no noise: they are for eyes that may see the records. The
-simulator and the demo hold everybody's; at an owner there is one owner, and the table stays there.
+at its epsilon: the pool with noise that is added centrally, an owner alone with their own. The
+numbers are exact and carry no noise: they are for eyes that may see the records. The simulator and
+the demo hold everybody's; at an owner there is one owner, and the table stays there.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _DELTA_SHARES = (0.1, 0.5, 0.9)  # for rule 4; each share gives a bound, so thei
 _MAX_EXPONENT = 700.0  # of e, in a double
 _MAX_MU = 1e3  # epsilon above 5e5: nobody means that
 _RELATIVE_TOLERANCE = 1e-10
-_ORDERS = (*(order / 10.0 for order in range(11, 110)), *range(11, 64), 128, 256, 512, 1024)
+_ORDERS: tuple[float, ...] = (*(order / 10.0 for order in range(11, 110)), *range(11, 64), 128, 256, 512, 1024)
 _CALIBRATION_SLACK = 1e-3  # share of epsilon that a calibrated multiplier may leave unused
 
 
@@ -380,7 +380,7 @@ def _concentrated_epsilon(groups: tuple[Mechanism, ...], delta: float) -> float:
     xi = math.fsum(
         event.steps * event.xi for event in groups if isinstance(event, ZeroConcentrated)
     )
-    bounds = []
+    bounds: list[float] = []
     for order in _ORDERS:
         curve = xi + rho * order
         if delta**2 + math.expm1(-curve) > 0:

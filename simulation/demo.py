@@ -5,8 +5,8 @@ talk over mutual TLS on loopback; an operator with a profile of its own submits 
 and pulls its folder. Nothing is stubbed: these are the commands of the README, started together.
 
 The four have pinned one another, and their policy allows no update that is not summed unseen, with
-noise inside that they share. Here the demo writes each ``members.toml``; in a real federation owners
-compare six words, since whoever hands out all the keys could have made some up.
+noise inside that they share. Here the demo writes each ``members.toml``; in a real federation the
+owners compare six words, since whoever hands out all the keys could have made some up.
 
 Under differential privacy no exact metric leaves an owner. The table at the end is made by the demo
 itself, which holds everybody's records; it says so.

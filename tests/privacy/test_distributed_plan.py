@@ -52,8 +52,12 @@ STATEMENT = RecordDistributed(
 
 
 def run_of(make_run: MakeRun, privacy: dict[str, Any], **sections: Any) -> RunSpec:
-    changed = {"secure_aggregation": SECURE, "training": {"learning_rate": 1.0}} | sections
-    return make_run(privacy=privacy, **changed)
+    changed: dict[str, Any] = {
+        "secure_aggregation": SECURE,
+        "training": {"learning_rate": 1.0},
+        "participation": {"rounds": 10, "min_clients": len(MEMBERS)},
+    }
+    return make_run(privacy=privacy, **changed | sections)
 
 
 def refusal(spec: RunSpec, **changes: Any) -> str:
@@ -111,7 +115,8 @@ def test_what_has_no_mechanism_is_refused(make_run: MakeRun) -> None:
     app = {"app": {"client": "package.module:app"}, "results": {"train": {}}}
     app |= dict.fromkeys(("data", "model", "training"))
     assert refusal(run_of(make_run, table, **app)) == "E-MODE-NEEDS-BUILT-IN"
-    spec = run_of(make_run, {**table, "normaliser": 0.0}, secure_aggregation=None)
+    spec = run_of(make_run, {**table, "normaliser": 0.0})
+    spec = dataclasses.replace(spec, secure_aggregation=None)
     with pytest.raises(ConfigError) as caught:
         parse_distributed(spec, records=200, dimension=55)
     missing = [problem.split(":")[0] for problem in caught.value.problems]
@@ -209,8 +214,8 @@ def test_next_to_no_noise_is_refused() -> None:
     assert caught.value.code == "E-NOISE-TOO-SMALL"
 
 
-def test_nothing_runs_in_a_distributed_mode_yet(make_run: MakeRun) -> None:
-    """A statement is no mechanism: the plan that runs are made from refuses by name."""
+def test_shared_noise_has_no_plan_of_an_owners_own(make_run: MakeRun) -> None:
+    """Where an owner's own noise is asked for, a mode that shares it is refused by name."""
     for table in (RECORDS | {"epsilon": 1.0}, UPDATES):
-        with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):
+        with pytest.raises(ValueError, match="parse_distributed"):
             privacy_plan(run_of(make_run, table), records=200)
