@@ -29,7 +29,7 @@ class Checked:
     """A run.toml that could be submitted.
 
     Attributes:
-        specification: the resolved run.
+        specification: the resolved run, with the size of its model where noise is shared.
         source: the file's text.
         summary: what it means, for people.
         notes: what is replaced in the model for the sake of its privacy, and where its per-example
@@ -65,8 +65,10 @@ def check_run(file: Path, *, records: int) -> Checked:
             hint="Names and parameters are those of Flower's strategy classes.",
         )
     _verify_initial(file, specification)
-    people = specification.participation
     facts = model_summary(specification)
+    specification = with_size(file, specification)
+    people = specification.participation
+    plan = plan_of(specification, records)
     summary: dict[str, Any] = {
         "name": specification.name,
         "data_set": specification.data_set,
@@ -74,7 +76,8 @@ def check_run(file: Path, *, records: int) -> Checked:
         "strategy": specification.strategy.wrapper or specification.strategy.name,
         "rounds": people.rounds,
         "min_clients": people.min_clients,
-        "privacy": _privacy_summary(specification, records),
+        "privacy": _privacy_summary(specification, plan, records),
+        **secure_summary(specification, plan),
         **evaluation_summary(specification),
         **canary_summary(specification, records),
         "specification_sha256": specification_sha256(canonical_json(specification)),
@@ -95,7 +98,8 @@ def check_run(file: Path, *, records: int) -> Checked:
 def _warnings(specification: RunSpec, epsilon: float | None, records: int) -> Iterator[str]:
     """Yield what an owner's policy refuses unless they change it, and what is not installed here.
 
-    The rules are the node's own, held against a client.toml that says nothing of policy.
+    The rules are the node's own, held against a client.toml that says nothing of policy; of secure
+    sums the owner is a member who has pinned the others, since nobody else is asked.
     """
     from tacit.client.approvals import Offer, refusals  # noqa: PLC0415 - keeps --help quick
     from tacit.client.configuration import ClientConfig, DataSet  # noqa: PLC0415
@@ -103,7 +107,15 @@ def _warnings(specification: RunSpec, epsilon: float | None, records: int) -> It
 
     data_set = DataSet(path=Path(os.devnull), records=max(1, records))
     config = ClientConfig(data_sets={specification.data_set: data_set})
-    offer = Offer(specification=specification, epsilon=epsilon, isolated=True)
+    secure = specification.secure_aggregation
+    members = () if secure is None else secure.members
+    offer = Offer(
+        specification=specification,
+        epsilon=epsilon,
+        isolated=True,
+        pinned=members,
+        own_name=next(iter(members), ""),
+    )
     for error in refusals(offer, config):
         yield f"an owner's default policy refuses this run: {error.message} [{error.code}]"
     app = specification.app
@@ -126,6 +138,22 @@ def _powerless(canaries: Mapping[str, Any]) -> Iterator[str]:
                 f"the claimed {canaries['claim']:.2f}; the best number of guesses is "
                 f"{told['best_guesses']}, and {canaries['note']}"
             )
+
+
+def with_size(file: Path, specification: RunSpec) -> RunSpec:
+    """Return a run with the size of one vector counted, where noise is shared.
+
+    Raises:
+        ConfigError: the file says another number (``E-SECAGG-DIMENSION``), or the model is wrong.
+        AppError: the model's factory is not installed here, or failed.
+        UnavailableError: the initial weights cannot be read.
+    """
+    if not specification.privacy.mode.is_distributed:
+        return specification
+    from tacit.learning.resolved import resolved  # noqa: PLC0415 - torch, and only here
+
+    initial = file.parent / specification.initial if specification.initial else None
+    return resolved(specification, initial)
 
 
 def _verify_initial(file: Path, specification: RunSpec) -> None:
@@ -172,7 +200,12 @@ def show_notes(notes: Iterable[str]) -> None:
         typer.echo(f"note: {visible(text)}", err=True)
 
 
-def _plan(specification: RunSpec, records: int) -> RunPlan:
+def plan_of(specification: RunSpec, records: int) -> RunPlan:
+    """Return a run's mechanism at an owner of so many records; 0: the most that delta allows.
+
+    Raises:
+        ConfigError, RefusedError: there is no such mechanism.
+    """
     from tacit.privacy.distributed.plan import plan_of_run  # noqa: PLC0415 - half a second
 
     delta = specification.privacy.delta
@@ -180,10 +213,11 @@ def _plan(specification: RunSpec, records: int) -> RunPlan:
     return plan_of_run(specification, records=max(1, assumed))
 
 
-def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
-    privacy, plan = specification.privacy, _plan(specification, records)
+def _privacy_summary(specification: RunSpec, plan: RunPlan, records: int) -> dict[str, Any]:
     if not plan.is_private:
-        return {"mode": plan.mode, "note": "no noise: every reply is exact"}
+        secure = specification.secure_aggregation is not None
+        what = "the sum" if secure else "every reply"
+        return {"mode": plan.mode, "note": f"no noise: {what} is exact"}
     summary = {
         "mode": plan.mode,
         "unit": plan.unit,
@@ -194,7 +228,7 @@ def _privacy_summary(specification: RunSpec, records: int) -> dict[str, Any]:
         "noise_multiplier": plan.noise_multiplier,
         "clip": plan.clip,
     }
-    if records or privacy.normaliser:
+    if plan.normaliser and (records or specification.privacy.normaliser):
         summary["normaliser"] = plan.normaliser
     return summary
 
@@ -212,12 +246,40 @@ def canary_summary(specification: RunSpec, records: int) -> dict[str, Any]:
     from tacit.attacks.canary_plan import canary_power  # noqa: PLC0415 - scipy
     from tacit.privacy.plan import PrivacyPlan  # noqa: PLC0415 - half a second
 
-    plan = _plan(specification, records)
+    plan = plan_of(specification, records)
     if not isinstance(plan, PrivacyPlan):  # canaries are for noise of the owner's own
         return {}
     return {
         "canaries": canary_power(canaries, plan, owners=specification.participation.min_clients)
     }
+
+
+def secure_summary(specification: RunSpec, plan: RunPlan) -> dict[str, Any]:
+    """Return, under ``secure_aggregation``, among whom updates are summed unseen; or nothing.
+
+    Where the members share noise: what it is against one noise added by a trusted server, and what
+    the run costs as it is reserved, with the threshold's survivors, and as it is settled if all
+    members stay in every sum.
+    """
+    from tacit.privacy.distributed.plan import DistributedPlan  # noqa: PLC0415 - see plan_of
+
+    secure = specification.secure_aggregation
+    if secure is None:
+        return {}
+    summary: dict[str, Any] = {
+        "members": list(secure.members),
+        "threshold": secure.threshold,
+        "colluders": secure.colluders,
+        "steps_per_round": secure.steps_per_round,
+    }
+    if isinstance(plan, DistributedPlan):
+        summary |= {
+            "dimension": secure.dimension,
+            "noise_to_central": plan.central_ratio,
+            "epsilon_reserved": plan.epsilon,
+            "epsilon_settled": plan.settled_epsilon(survivors=len(secure.members)),
+        }
+    return {"secure_aggregation": summary}
 
 
 def evaluation_summary(specification: RunSpec) -> dict[str, Any]:

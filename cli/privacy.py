@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tacit.cli.checks import evaluation_summary, model_notes, model_summary, show_notes
+from tacit.cli.checks import (
+    evaluation_summary,
+    model_notes,
+    model_summary,
+    show_notes,
+    with_size,
+)
 from tacit.cli.output import Table, emit, foreign_output_aside, plain, table_text, visible
 from tacit.cli.privacy_shared import (
     Shared,
+    evaluation_facts,
     is_shared,
     plan_of_shared,
     run_of_members,
@@ -131,8 +138,9 @@ def plan_command(
     else:
         specification = _run_of_options(given)
     if is_shared(specification):
-        shared = plan_of_shared(specification, asked)
-        show_shared(shared, budget=budget, json=json)
+        shared = plan_of_shared(specification, asked, file=file)
+        evaluation = evaluation_summary(specification)
+        show_shared(shared, evaluation=evaluation, budget=budget, json=json)
         if plot is not None:
             draw_epsilon(plot, shared, budget=budget)
         return
@@ -232,7 +240,7 @@ def _show_plan(shown: Shown, *, cross_check: bool, json: bool) -> None:
     if json:
         emit(values, json=True)
         return
-    facts = [*_facts(plan, outlook, prv), *_evaluation_facts(shown)]
+    facts = [*_facts(plan, outlook, prv), *evaluation_facts(shown.evaluation, plan.unit)]
     typer.echo(table_text(Table(columns=("WHAT", "VALUE", "MEANING"), rows=facts)))
     typer.echo()
     typer.echo(table_text(Table(columns=("ROUNDS", "STEPS", "EPSILON"), rows=rows)))
@@ -259,18 +267,6 @@ def _facts(plan: PrivacyPlan, outlook: Outlook, prv: float | None) -> list[tuple
     if prv is not None:
         rows.insert(1, ("  by PRV", _number(prv), "Opacus' accountant, as a cross-check"))
     return rows
-
-
-def _evaluation_facts(shown: Shown) -> list[tuple[object, ...]]:
-    found = shown.evaluation.get("evaluation")
-    if found is None:
-        return []
-    held_out = f"of each {shown.plan.unit.value} that is held out, not trained on"
-    if "epsilon" not in found:
-        return [("evaluation", "exact", f"no epsilon holds {held_out}")]
-    times = f"{found['evaluations']} time" + "s" * (found["evaluations"] != 1)
-    meaning = f"{held_out}: {times}, noise multiplier {_number(found['noise_multiplier'])}"
-    return [("evaluation epsilon", _number(found["epsilon"]), meaning)]
 
 
 def _room(outlook: Outlook) -> str:
@@ -396,8 +392,8 @@ def _linted(file: Path, records: int | None) -> tuple[Report, tuple[str, ...]]:
         return lint_source(text, source=file.name), ()
     if file.suffix != ".json" and _is_run(text):
         run = parse_toml(text, RunSpec, source=file.name)
-        report = lint_run(run.value, places=run.sources, records=records)
-        return report, _notes_on_model(run.value)
+        notes, sized = _notes_on_model(run.value, file)
+        return lint_run(sized, places=run.sources, records=records), notes
     with _described():
         if file.suffix != ".json":
             described = parse_toml(text, TrainingDescription, source=file.name)
@@ -407,17 +403,20 @@ def _linted(file: Path, records: int | None) -> tuple[Report, tuple[str, ...]]:
     return lint_description(description, places=places), ()
 
 
-def _notes_on_model(specification: RunSpec) -> tuple[str, ...]:
-    """Return what the training makes of a run's model, where it can be built on this machine.
+def _notes_on_model(specification: RunSpec, file: Path) -> tuple[tuple[str, ...], RunSpec]:
+    """Return what the training makes of a run's model, and the run with its size counted.
+
+    A model that cannot be built on this machine is said to be so, and counts as the file says.
 
     Raises:
         ConfigError: no owner could train it as the run asks.
     """
     try:
         with foreign_output_aside():  # a factory of somebody's own may print
-            return model_notes(model_summary(specification))
-    except AppError as error:
-        return (f"the model was not looked at: {error.message} [{error.code}]",)
+            notes = model_notes(model_summary(specification))
+            return notes, with_size(file, specification)
+    except (AppError, UnavailableError) as error:
+        return (f"the model was not looked at: {error.message} [{error.code}]",), specification
 
 
 @contextlib.contextmanager

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tacit.cli.checks import model_notes, model_summary, show_notes
+from tacit.cli.checks import model_notes, model_summary, show_notes, with_size
 from tacit.cli.output import Table, emit, foreign_output_aside, table_text
 from tacit.core.errors import UsageError
+from tacit.core.secagg_spec import least_threshold
 from tacit.core.specification import (
     ParticipationSpec,
     PrivacyMode,
     PrivacySpec,
+    PrivacyUnit,
     RunSpec,
     SecureAggregationSpec,
     TrainingSpec,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tacit.privacy.distributed.plan import DistributedPlan
 
 _SHARED = (PrivacyMode.RECORD_DISTRIBUTED, PrivacyMode.CLIENT_DISTRIBUTED)
@@ -51,9 +55,13 @@ class Shared:
     def overrides(self) -> dict[str, Any]:
         """Return what replaces values of a run.toml."""
         names = self.names
+        least = self.threshold
+        if least is None and names is not None:
+            least = least_threshold(len(names))
         return {
             "secure_aggregation.members": None if names is None else list(names),
             "secure_aggregation.threshold": self.threshold,
+            "participation.min_clients": least,  # the file's is for its own members
         }
 
 
@@ -121,11 +129,19 @@ def verified(specification: RunSpec) -> RunSpec:
     return specification
 
 
-def plan_of_shared(specification: RunSpec, asked: Shared) -> DistributedPlan:
+def plan_of_shared(
+    specification: RunSpec, asked: Shared, *, file: Path | None = None
+) -> DistributedPlan:
     """Return a run's plan for its model, or for as many numbers as the command line says.
+
+    Args:
+        specification: the run.
+        asked: of the members, on the command line.
+        file: the run.toml, beside which initial weights may lie.
 
     Raises:
         UsageError: the model is not known here.
+        UnavailableError: the initial weights cannot be read.
         ConfigError: a value that the mode needs is missing, or the model does not fit the data.
         RefusedError: there is no such mechanism.
     """
@@ -133,14 +149,20 @@ def plan_of_shared(specification: RunSpec, asked: Shared) -> DistributedPlan:
 
     dimension = asked.parameters
     if dimension is None:
-        with foreign_output_aside():  # a factory of somebody's own may print
-            summary = model_summary(specification)
-        show_notes(model_notes(summary))
-        if isinstance(summary, str):
-            raise UsageError("E-USAGE", "expected --parameters: an app alone knows its model")
-        dimension = int(summary["parameters"])
+        dimension = _counted(specification, file)
     records = _records(asked, specification.privacy.delta)
     return distributed_plan(specification, records=records, dimension=dimension)
+
+
+def _counted(specification: RunSpec, file: Path | None) -> int:
+    """Return how many numbers a vector of the run has, by its initial weights."""
+    if file is None or (specification.app is not None and not specification.initial):
+        raise UsageError("E-USAGE", "expected --parameters: an app alone knows its model")
+    with foreign_output_aside():  # a factory of somebody's own may print
+        notes = model_notes(model_summary(specification))
+        secure = with_size(file, specification).secure_aggregation
+    show_notes(notes)
+    return 0 if secure is None else secure.dimension
 
 
 def _records(asked: Shared, delta: float | None) -> int:
@@ -148,8 +170,17 @@ def _records(asked: Shared, delta: float | None) -> int:
     return asked.records or max(1, assumed)
 
 
-def show_shared(plan: DistributedPlan, *, budget: float | None, json: bool) -> None:
-    """Show what each member adds, what the run costs at the worst and at best, and by rounds."""
+def show_shared(
+    plan: DistributedPlan, *, evaluation: dict[str, Any], budget: float | None, json: bool
+) -> None:
+    """Show what each member adds, what the run costs at the worst and at best, and by rounds.
+
+    Args:
+        plan: the run's.
+        evaluation: what `tacit run check` says of its evaluation; empty if there is none.
+        budget: epsilon that may be spent; None for the run's own.
+        json: for scripts.
+    """
     from tacit.privacy.outlook import milestones, outlook_of  # noqa: PLC0415 - as above
     from tacit.privacy.profiles import SOURCE, tier_of  # noqa: PLC0415
 
@@ -182,15 +213,30 @@ def show_shared(plan: DistributedPlan, *, budget: float | None, json: bool) -> N
         "epsilon_settled": plan.settled_epsilon(survivors=cohort.members),
         "tier": tier_of(plan.epsilon),
         "tier_source": SOURCE,
+        **evaluation,
         "budget": outlook,
         "rounds": [{"rounds": a, "steps": b, "epsilon": c} for a, b, c in rounds],
     }
     if json:
         emit(values, json=True)
         return
-    typer.echo(table_text(Table(columns=("WHAT", "VALUE", "MEANING"), rows=_facts(values))))
+    facts = [*_facts(values), *evaluation_facts(evaluation, plan.unit)]
+    typer.echo(table_text(Table(columns=("WHAT", "VALUE", "MEANING"), rows=facts)))
     typer.echo()
     typer.echo(table_text(Table(columns=("ROUNDS", "STEPS", "EPSILON"), rows=rounds)))
+
+
+def evaluation_facts(evaluation: dict[str, Any], unit: PrivacyUnit) -> list[tuple[object, ...]]:
+    """Return the row for a run's evaluation, if there is one."""
+    found = evaluation.get("evaluation")
+    if found is None:
+        return []
+    held_out = f"of each {unit.value} that is held out, not trained on"
+    if "epsilon" not in found:
+        return [("evaluation", "exact", f"no epsilon holds {held_out}")]
+    times = f"{found['evaluations']} time" + "s" * (found["evaluations"] != 1)
+    meaning = f"{held_out}: {times}, noise multiplier {_number(found['noise_multiplier'])}"
+    return [("evaluation epsilon", _number(found["epsilon"]), meaning)]
 
 
 def _facts(values: dict[str, Any]) -> list[tuple[object, ...]]:

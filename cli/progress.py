@@ -34,7 +34,8 @@ class RoundProgress:
         self._quiet = quiet
         self._bar = TerminalBar(self._stream, _columns, task="rounds", total=rounds, quiet=quiet)
         self._shown = 0
-        self._asked = self._answered = 0
+        self._asked = 0
+        self._answered: set[str] = set()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -76,16 +77,17 @@ class RoundProgress:
     def _count_answers(self, event: Event) -> None:
         """Say who has answered: by name in the first round, in which the workers start."""
         if event.kind is EventKind.ROUND_STARTED:
-            self._asked, self._answered = len(event.fields.get("cohort") or ()), 0
-        if event.kind is not EventKind.REPLY_RECEIVED or self._answered >= self._asked:
-            return
-        self._answered += 1
+            self._asked, self._answered = len(event.fields.get("cohort") or ()), set()
+        member = str(event.fields.get("member"))
+        if event.kind is not EventKind.REPLY_RECEIVED or member in self._answered:
+            return  # in secure sums each answers several times
+        self._answered.add(member)
         number = int(event.fields.get("round") or 0)
-        count = f"{self._answered} of {self._asked}"
+        count = f"{len(self._answered)} of {self._asked}"
         if self._bar:
             self._bar.update(task=f"round {number}: {count} answered")
         elif number == 1 and self._asked <= _NAMED_OWNERS:
-            self.say(visible(f"round 1: {event.fields.get('member')} has answered ({count})"))
+            self.say(visible(f"round 1: {member} has answered ({count})"))
 
 
 def line_of(event: Event, rounds: int) -> str:
@@ -96,6 +98,7 @@ def line_of(event: Event, rounds: int) -> str:
         return ""
     fields = {**event.fields, "rounds": rounds, "owners": len(event.fields.get("cohort") or ())}
     fields["metrics"] = _metrics(event.fields.get("metrics"))
+    fields["whose"] = _whose(event.fields)
     return visible(form.format_map(_Lenient(fields)).rstrip())
 
 
@@ -111,7 +114,7 @@ _LINES = {
     EventKind.RUN_WAITING: "waiting: {reason}",
     EventKind.RUN_STARTED: "started with {owners} owners",
     EventKind.NODE_DECIDED: "{member}: {verdict} {code}",
-    EventKind.ROUND_FINISHED: "round {round}/{rounds}: {owners} owners, {seconds} s{metrics}",
+    EventKind.ROUND_FINISHED: "round {round}/{rounds}: {whose}, {seconds} s{metrics}",
     EventKind.EVALUATION_FINISHED: "evaluation after round {round}{metrics}",
     EventKind.CANARIES_COMMITTED: "{member}: committed to canaries, {commitment}",
     EventKind.CANARIES_ASKED: "{members} are to open their canaries; it waits up to {wait_s} s",
@@ -143,6 +146,20 @@ _STATES: Mapping[EventKind, Callable[[Mapping[str, Any]], str]] = {
     EventKind.RUN_STARTED: lambda _: "rounds",
     EventKind.ROUND_STARTED: lambda _: "rounds",
 }
+
+
+def _whose(fields: Mapping[str, Any]) -> str:
+    """Return whose updates a round has; of a sum, who is in it and who was lost on the way."""
+    asked = len(fields.get("cohort") or ())
+    survivors = fields.get("survivors")
+    if not isinstance(survivors, list):
+        return f"{asked} owners"
+    lost = fields.get("lost")
+    if not isinstance(lost, dict) or not lost:
+        return f"a sum of {len(survivors)} of {asked} owners"
+    counted = {name: " after its vector had come" * (name in survivors) for name in lost}
+    named = (f"{name} ({code}{counted[name]})" for name, code in lost.items())
+    return f"a sum of {len(survivors)} of {asked} owners, lost: {', '.join(named)}"
 
 
 def _metrics(metrics: object) -> str:

@@ -303,15 +303,18 @@ def watch_run(
 def with_names(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest whose rounds also say what the nodes' members are called.
 
-    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed`` and ``claims``
-    go by name.
+    Beside ``cohort``, which holds node ids, each round gets ``members``; ``failed``, ``survivors``
+    and ``claims`` go by name.
     """
     names: dict[str, str] = manifest.get("members", {})
     rounds = []
     for entry in manifest["rounds"]:
         members = [names.get(str(node_id), str(node_id)) for node_id in entry["cohort"]]
         failed = {names.get(node_id, node_id): code for node_id, code in entry["failed"].items()}
-        rounds.append(entry | {"members": members, "failed": failed})
+        named = entry | {"members": members, "failed": failed}
+        if entry.get("survivors") is not None:
+            named["survivors"] = [names.get(str(node), str(node)) for node in entry["survivors"]]
+        rounds.append(named)
     claims = {names.get(node, node): sides for node, sides in manifest.get("claims", {}).items()}
     return manifest | {"rounds": rounds, "claims": claims}
 

@@ -14,6 +14,7 @@ import typer
 from tacit.cli.checks import check_run, show_notes
 from tacit.cli.output import emit, foreign_output_aside
 from tacit.cli.progress import RoundProgress
+from tacit.cli.sums import summary_of_sums, words_of_sums
 from tacit.core.errors import UnavailableError
 from tacit.core.events import EventKind
 from tacit.core.logs import configure_logging
@@ -188,6 +189,10 @@ def _report(
         "seconds": round(done.seconds, 3),
         "payload_bytes": {"to_owners": done.bytes_sent, "from_owners": done.bytes_received},
     }
+    sums = {}
+    if not specification.discards_model:
+        sums = summary_of_sums(specification, done.folder)
+        result |= sums
     if comparison is not None:
         from tacit.simulation.comparison import save_comparison  # noqa: PLC0415
 
@@ -201,6 +206,8 @@ def _report(
         show_comparison(specification, comparison)
     else:
         typer.echo(f"No table: {_why_no_table(specification)}", err=True)
+    for line in words_of_sums(specification, sums):
+        typer.echo(line)
     print(f"Run folder: {result['folder']}")  # noqa: T201 - the verb's result
 
 

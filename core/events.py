@@ -26,7 +26,8 @@ class EventKind(enum.Enum):
     ``run_started``: rounds, cohort. ``round_started``: round, attempt, cohort.
     ``reply_received``: round, member, message_id, bytes.
     ``reply_failed``: round, member, message_id, code.
-    ``round_finished``: round, cohort, metrics, seconds.
+    ``round_finished``: round, cohort, metrics, seconds; where updates are summed unseen, also
+    survivors, whose vectors are in the sum, and lost, the reason by member.
     ``evaluation_finished``: round, cohort, metrics, seconds. ``checkpoint``: round.
     ``run_finished``: rounds, seconds. ``run_failed``: code, reason, hint.
     ``run_stopped``: reason, by.

@@ -51,7 +51,7 @@ class SecureAggregationSpec:
         max_records: a public guess of the most records of one member, for R; 0 is
             privacy.normaliser, which counts those of all.
         dimension: d, numbers in one member's vector, which the noise and its cost depend on in the
-            distributed modes; 0 in a file: ``tacit run submit`` counts them in the initial weights.
+            distributed modes; 0 in a file: they are counted in the initial weights.
         max_weight: public bound on a member's weight in the mean, where sums have no noise of
             their own; a larger one is refused.
     """

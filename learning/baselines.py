@@ -1,6 +1,7 @@
 """What a federated model is compared with: each owner alone, all data pooled, the trivial guess.
 
 Trains with the run's own recipe: as many rounds of as many steps, and the same privacy per record.
+Where a run shares its noise among members, one place adds all of it: as a trusted server would.
 Pooling is only possible where somebody may hold all the data (simulation, the demo); in a real run
 an owner compares with their own records, at their own machine.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tacit.core.specification import PrivacyMode
 from tacit.learning.evaluation import evaluate_model
 from tacit.learning.models import Arrays, build_model, load_model_arrays, model_arrays
 from tacit.learning.prepared import Examples, PreparedSets
@@ -74,22 +76,44 @@ def score_arrays(spec: RunSpec, arrays: Arrays, evaluation: Examples) -> Score:
     )
 
 
+def specification_alone(spec: RunSpec) -> RunSpec:
+    """Return the run as one place trains it: nothing is summed unseen, and no noise is shared.
+
+    A run by record becomes one round of all its steps, since its optimiser lives as long as it
+    does; a run by client trains without noise, as under ``client-local``.
+    """
+    privacy = dataclasses.replace(spec.privacy, normaliser=0.0)
+    alone = dataclasses.replace(spec, privacy=privacy, secure_aggregation=None)
+    if spec.privacy.mode is PrivacyMode.CLIENT_DISTRIBUTED:
+        privacy = dataclasses.replace(privacy, mode=PrivacyMode.CLIENT_LOCAL)
+        return dataclasses.replace(alone, privacy=privacy)
+    if spec.privacy.mode is not PrivacyMode.RECORD_DISTRIBUTED or spec.training is None:
+        return alone
+    steps = spec.participation.rounds * spec.secure_steps
+    return dataclasses.replace(
+        alone,
+        privacy=dataclasses.replace(privacy, mode=PrivacyMode.RECORD_LOCAL),
+        training=dataclasses.replace(spec.training, local_steps=steps),
+        participation=dataclasses.replace(spec.participation, rounds=1),
+    )
+
+
 def train_alone(
     spec: RunSpec, sets: Sequence[PreparedSets], *, noise_key: bytes | None = None
 ) -> Arrays:
     """Train the run's model in one place, on one owner's training records or on several pooled.
 
-    The mean gradient's public divisor follows the declared records of these owners: the run's own
-    normaliser is chosen for a mean over the whole federation. Under ``client-local`` the training
-    adds no noise, and here no node does.
+    What is trained is :func:`specification_alone`. The mean gradient's public divisor follows the
+    declared records of these owners: the run's own normaliser is chosen for a mean over the whole
+    federation. Under ``client-local`` the training adds no noise, and here no node does.
 
     Raises:
         RefusedError: the run's mode has no mechanism, or needs a noise key.
     """
+    spec = specification_alone(spec)
     if spec.model is None or spec.data is None or spec.training is None:
         raise ValueError("expected a run with [data], [model] and [training]")
-    local = dataclasses.replace(spec, privacy=dataclasses.replace(spec.privacy, normaliser=0.0))
-    plan = privacy_plan(local, records=sum(owner.records for owner in sets))
+    plan = privacy_plan(spec, records=sum(owner.records for owner in sets))
     model = build_model(spec.model, spec.data, private=plan.trains_with_noise)
     examples = union([owner.train for owner in sets])
     arrays = model_arrays(model)

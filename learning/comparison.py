@@ -1,8 +1,9 @@
 """The rows of a comparison: the federated model, training alone or pooled, and a guess.
 
 Every model is scored on records that nobody trained on, and trained with the run's own recipe and
-privacy. The numbers are exact and carry no noise: they are for eyes that may see the records. The
-simulator and the demo hold everybody's; at an owner there is one owner, and the table stays there.
+at its epsilon: the pool with noise that is added centrally, an owner alone with their own. The
+numbers are exact and carry no noise: they are for eyes that may see the records. The simulator and
+the demo hold everybody's; at an owner there is one owner, and the table stays there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tacit.learning.baselines import Score, score_arrays, train_alone, trivial_score, union
+from tacit.learning.baselines import (
+    Score,
+    score_arrays,
+    specification_alone,
+    train_alone,
+    trivial_score,
+    union,
+)
+from tacit.privacy.distributed.plan import plan_of_run
 from tacit.privacy.plan import privacy_plan
 
 if TYPE_CHECKING:
@@ -49,12 +58,12 @@ def standard_error(score: Score) -> float:
 
 
 def federated_row(specification: RunSpec, sets: Mapping[str, PreparedSets], arrays: Arrays) -> Row:
-    """Score the federation's weights; their epsilon is the largest that any owner spent.
+    """Score the federation's weights; their epsilon is the largest that any owner reserved.
 
     Raises:
         ConfigError: they are not the weights of the run's model (``E-MODEL-WEIGHTS``).
     """
-    plans = [privacy_plan(specification, records=owner.records) for owner in sets.values()]
+    plans = [plan_of_run(specification, records=owner.records) for owner in sets.values()]
     epsilons = [plan.epsilon for plan in plans if plan.is_private]
     head = (FEDERATED, "federated", max(epsilons, default=None))
     return _scored(head, specification, sets, arrays)
@@ -80,7 +89,8 @@ def trained_row(
     """
     owners = list(sets.values()) if of is None else [sets[of]]
     arrays = train_alone(specification, owners, noise_key=noise_key)
-    plan = privacy_plan(specification, records=sum(owner.records for owner in owners))
+    alone = specification_alone(specification)
+    plan = privacy_plan(alone, records=sum(owner.records for owner in owners))
     epsilon = plan.epsilon if plan.trains_with_noise else None  # no node noises what stays
     head = (POOLED, "pooled", epsilon) if of is None else (f"{of} alone", "alone", epsilon)
     return _scored(head, specification, sets, arrays)

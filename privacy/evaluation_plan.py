@@ -2,7 +2,9 @@
 
 Each owner sums over their validation records: right answers, wrong answers, and the loss, each
 record's cut at a public bound. The sums leave with noise, one release per evaluation; nobody
-divides before the sums of all owners are added, since a mean of noised ratios is biased.
+divides before the sums of all owners are added, since a mean of noised ratios is biased. That holds
+in both modes by record: under ``record-distributed``, too, the server sees each owner's noised sums
+of an evaluation, and no update.
 
 Where the unit is the subject, a subject's records are added before the cut: one with many weighs
 about as much as one record, and accuracy and loss are means over subjects weighed so.
@@ -45,6 +47,8 @@ LOSS_BOUND_GUESSES = 4.0
 
 # The loss gets half the precision of the answers, which then pay 12 % for it instead of 41 %.
 _LOSS_WEIGHT = 0.5
+
+_MODES = (PrivacyMode.RECORD_LOCAL, PrivacyMode.RECORD_DISTRIBUTED)
 
 Estimate = float | list[float] | None
 
@@ -96,10 +100,11 @@ def evaluation_plan(spec: RunSpec) -> EvaluationPlan:
     delta, releases = spec.privacy.delta, spec.evaluations
     if not spec.noises("evaluate") or delta is None or spec.data is None or releases < 1:
         raise ValueError("expected a run with evaluation.every and evaluation.epsilon")
-    if spec.privacy.mode is not PrivacyMode.RECORD_LOCAL:
+    if spec.privacy.mode not in _MODES:
+        modes = " or ".join(f'"{mode.value}"' for mode in _MODES)
         raise RefusedError(
             "E-MODE-NOT-BUILT",
-            f'expected mode "record-local" for noised metrics, got "{spec.privacy.mode.value}"',
+            f'expected mode {modes} for noised metrics, got "{spec.privacy.mode.value}"',
             hint="set evaluation.every = 0",
         )
     multiplier = accounting.noise_for(spec.evaluation.epsilon, delta, 1.0, releases)

@@ -156,7 +156,7 @@ def _noised_plan(
             "E-SECAGG-DIMENSION",
             f"expected {secure.dimension} real numbers in the model, as was approved, "
             f"got {layout.length}",
-            hint="tacit run submit counts them in the initial weights.",
+            hint="They are counted in the initial weights when the run is submitted.",
         )
     noise = distributed_plan(spec, records=1, dimension=layout.length).noise
     return SecurePlan(

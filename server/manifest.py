@@ -35,6 +35,8 @@ class RoundEntry:
         round, attempt: its number, and which try succeeded.
         cohort: node ids that were asked.
         failed: reasons by node id (as text, for JSON).
+        survivors: node ids whose vectors are in the round's sum, the last where there were several;
+            None where updates are not summed unseen. One that failed later is among them.
         metrics: the strategy's aggregate of the replies' metrics.
         evaluation: the aggregate of the owners' evaluation, where there was one.
         seconds: wall-clock time of the successful attempt.
@@ -44,6 +46,7 @@ class RoundEntry:
     attempt: int
     cohort: Sequence[int]
     failed: Mapping[str, str] = field(default_factory=dict)
+    survivors: Sequence[int] | None = None
     metrics: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     seconds: float = 0.0

@@ -157,8 +157,9 @@ class StrategyRun:
                 )
                 cohort = sorted(message.metadata.dst_node_id for message in messages)
                 self._event(EventKind.ROUND_STARTED, round=number, attempt=attempt, cohort=cohort)
-                replies, good, why = self._replies(messages, number, attempt)
+                replies, survivors, why = self._replies(messages, number, attempt)
             failed = failures_of(replies)
+            good = len(replies) - len(failed) if survivors is None else len(survivors)
             if good >= people.min_clients:
                 arrays, metrics = self._strategy.aggregate_train(number, replies)
                 if arrays is not None:
@@ -169,6 +170,7 @@ class StrategyRun:
                         attempt=attempt,
                         cohort=cohort,
                         failed=failed,
+                        survivors=survivors,
                         metrics=plain_metrics(metrics),
                         seconds=time.monotonic() - began,
                     )
@@ -184,17 +186,16 @@ class StrategyRun:
 
     def _replies(
         self, messages: list[Message], number: int, attempt: int
-    ) -> tuple[list[Message], int, str]:
-        """Return the replies to an attempt, how many are good, and why no more, if it is known."""
+    ) -> tuple[list[Message], list[int] | None, str]:
+        """Return the replies to an attempt, whose vectors are in a sum, and why there is none."""
         timeout_s = self._run.participation.round_deadline_s
         if self._secure is None:
-            replies = list(self._grid.send_and_receive(messages, timeout=timeout_s))
-            return replies, sum(not reply.has_error() for reply in replies), ""
+            return list(self._grid.send_and_receive(messages, timeout=timeout_s)), None, ""
         secured = self._secure.attempt(
             messages, round_number=number, attempt=attempt, timeout_s=timeout_s
         )
         why = f" ({secured.reason})" if secured.reason else ""
-        return secured.replies, len(secured.survivors), why
+        return secured.replies, sorted(secured.survivors), why
 
     def _wait_for_nodes(self, number: int) -> list[int]:
         needed = self._run.participation.min_clients
@@ -261,8 +262,19 @@ class StrategyRun:
             cohort=list(entry.cohort),
             metrics=entry.metrics,
             seconds=round(entry.seconds, 3),
+            **self._sum_of(entry),
         )
         self._checkpoint_path(number - 1).unlink(missing_ok=True)
+
+    def _sum_of(self, entry: RoundEntry) -> dict[str, object]:
+        """Return, by name, who is in a round's sum and who was lost, where updates are summed."""
+        if entry.survivors is None:
+            return {}
+        member = self._manifest.member
+        return {
+            "survivors": [member(str(node)) for node in entry.survivors],
+            "lost": {member(node): code for node, code in entry.failed.items()},
+        }
 
     def _save_checkpoint(self, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(checkpoint.round_number)

@@ -4,6 +4,10 @@ One server daemon and four data owners' daemons, each with its own state directo
 talk over mutual TLS on loopback; an operator with a profile of its own submits the run, watches it
 and pulls its folder. Nothing is stubbed: these are the commands of the README, started together.
 
+The four have pinned one another, and their policy allows no update that is not summed unseen, with
+noise inside that they share. Here the demo writes each ``members.toml``; in a real federation the
+owners compare six words, since whoever hands out all the keys could have made some up.
+
 Under differential privacy no exact metric leaves an owner. The table at the end is made by the demo
 itself, which holds everybody's records; it says so.
 """
@@ -11,6 +15,7 @@ itself, which holds everybody's records; it says so.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -21,11 +26,12 @@ from typing import TYPE_CHECKING
 
 from tacit.client.configuration import DataSet
 from tacit.core.artifacts import RunFolder, save_arrays
-from tacit.core.configuration import load_config
+from tacit.core.configuration import from_plain, load_config
 from tacit.core.errors import AppError, TacitError, UsageError
 from tacit.core.events import Event, EventKind
 from tacit.core.files import make_private_folder, write_atomic
 from tacit.core.identity import parse_token
+from tacit.core.members import MEMBERS_FILE, save_members
 from tacit.core.profiles import Profile
 from tacit.core.specification import RunSpec, canonical_json
 from tacit.core.state import open_state
@@ -50,10 +56,13 @@ path = "{path}"
 records = {records}              # public
 
 [policy]
-modes = ["record-local"]         # differential privacy, noised here
+modes = ["record-distributed"]   # differential privacy, by noise that all four share
 max_epsilon_per_run = 1.01
 min_clients = 4
 approve = "rule"
+
+[policy.secure_aggregation]
+required = true                  # no update leaves by itself, only inside a sum
 """
 
 Say = Callable[[str], None]
@@ -66,7 +75,7 @@ class DemoRun:
 
     Attributes:
         folder: the run folder, as the operator pulled it.
-        specification: the run.
+        specification: the run, with the size of its model counted.
         owners: the four hospitals.
         seconds: from the first process to the pulled model.
     """
@@ -86,8 +95,12 @@ def demo_owners() -> tuple[Owner, ...]:
 
 
 def demo_specification() -> RunSpec:
-    """Return the demo's run, as ``simulation/data/heart/run.toml`` writes it."""
-    return load_config(heart_folder() / "run.toml", RunSpec).value
+    """Return the demo's run, as ``simulation/data/heart/run-distributed.toml`` writes it."""
+    return load_config(_run_file(), RunSpec).value
+
+
+def _run_file() -> Path:
+    return heart_folder() / "run-distributed.toml"
 
 
 def run_demo(out: Path, *, say: Say, watch: Watch) -> DemoRun:
@@ -113,7 +126,7 @@ def run_demo(out: Path, *, say: Say, watch: Watch) -> DemoRun:
             folder = _federate(children, homes, out, say, watch)
     return DemoRun(
         folder=folder,
-        specification=demo_specification(),
+        specification=from_plain(json.loads(folder.specification.read_bytes()), RunSpec),
         owners=demo_owners(),
         seconds=time.monotonic() - began,
     )
@@ -127,8 +140,11 @@ def _federate(children: Children, homes: Path, out: Path, say: Say, watch: Watch
     with open_local(state.socket) as administrator:
         profile = _log_in(administrator, homes)
         say("Four hospitals: join with one-time tokens, each with keys of its own")
-        for owner in demo_owners():
-            _start_owner(children, administrator, owner, homes, logs)
+        _enrol_owners(administrator, homes)
+    say("Four hospitals: pin one another, and start")
+    for owner in demo_owners():
+        arguments = ["client", "start", "--home", str(homes / owner.name)]
+        children.start(owner.name, arguments, logs / f"{owner.name}.log")
     with open_profile(profile) as operator:
         say("Operator: submits the run; each hospital's own policy decides")
         run_id = _submit(operator, homes)
@@ -173,29 +189,33 @@ def _log_in(administrator: ControlClient, homes: Path) -> Profile:
     return Profile(name="demo", addresses=membership.addresses, folder=folder)
 
 
-def _start_owner(
-    children: Children, administrator: ControlClient, owner: Owner, homes: Path, logs: Path
-) -> None:
-    home = homes / owner.name
-    make_private_folder(home)
-    text = _CLIENT_TOML.format(
-        name=owner.name, path=owner.data_set.path.as_posix(), records=owner.data_set.records
-    )
-    write_atomic(home / "client.toml", text.encode())
-    enrol(parse_token(administrator.invite(owner.name, "client")), home / "identity")
-    arguments = ["client", "start", "--home", str(home)]
-    children.start(owner.name, arguments, logs / f"{owner.name}.log")
+def _enrol_owners(administrator: ControlClient, homes: Path) -> None:
+    """Give each hospital a home: its policy, its keys, and the other three as pinned members."""
+    keys = {}
+    for owner in demo_owners():
+        home = homes / owner.name
+        make_private_folder(home)
+        text = _CLIENT_TOML.format(
+            name=owner.name, path=owner.data_set.path.as_posix(), records=owner.data_set.records
+        )
+        write_atomic(home / "client.toml", text.encode())
+        token = parse_token(administrator.invite(owner.name, "client"))
+        keys[owner.name] = enrol(token, home / "identity").keys.enrolment_public_key
+    for name in keys:
+        others = {other: key for other, key in keys.items() if other != name}
+        save_members(homes / name / MEMBERS_FILE, others)
 
 
 def _submit(operator: ControlClient, homes: Path) -> str:
     from tacit.learning.models import initial_arrays  # noqa: PLC0415 - torch, while others start
+    from tacit.learning.resolved import resolved  # noqa: PLC0415 - as above
 
-    specification = demo_specification()
+    specification = resolved(demo_specification(), None)
     initial = homes / "initial.safetensors"
     save_arrays(initial, initial_arrays(specification))
     submission = Submission(
         canonical=canonical_json(specification),
-        source_toml=(heart_folder() / "run.toml").read_bytes(),
+        source_toml=_run_file().read_bytes(),
         initial=initial,
     )
     return operator.submit(submission)

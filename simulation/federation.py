@@ -37,11 +37,11 @@ from tacit.core.specification import (
     specification_sha256,
 )
 from tacit.learning.models import initial_arrays
+from tacit.learning.resolved import resolved
 from tacit.privacy.distributed.plan import epsilon_of_answers, plan_of_run
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
-from tacit.privacy.secure_sum import with_dimension
 from tacit.protos.fleet_pb2 import ReplyHead
 from tacit.protos.flower import SERVER_NODE_ID, flower_run_id, set_task_identity
 from tacit.server.app import run_task
@@ -272,15 +272,6 @@ def simulate(
     folder = make_folder(out, specification, source_toml, initial)
     with open_trial(specification, owners, out, workers=workers, split_key=split_key) as trial:
         return trial.play(specification, folder, run_id=fresh_run_id(), watch=watch)
-
-
-def resolved(specification: RunSpec, initial: Path | None) -> RunSpec:
-    """Return a specification with what is counted in its initial weights."""
-    if not specification.privacy.mode.is_distributed or specification.audit is not None:
-        return specification
-    if specification.app is not None:
-        return with_dimension(specification, load_arrays(initial) if initial else {})
-    return with_dimension(specification, initial_arrays(specification))
 
 
 def fresh_run_id() -> str:

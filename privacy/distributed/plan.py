@@ -12,6 +12,7 @@ one unit moves the sum of integers; a release is one round, of ``steps_per_round
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
@@ -155,7 +156,7 @@ def plan_of_run(spec: RunSpec, *, records: int) -> RunPlan:
         raise ConfigError(
             "E-SECAGG-DIMENSION",
             "expected secure_aggregation.dimension: what noise costs depends on it",
-            hint="tacit run submit and tacit simulate count the numbers of the initial weights.",
+            hint="It is counted in the initial weights when the run is checked or submitted.",
         )
     return distributed_plan(spec, records=records, dimension=secure.dimension)
 
@@ -187,6 +188,7 @@ def distributed_plan(spec: RunSpec, *, records: int, dimension: int) -> Distribu
     return distributed_plan_of(parse_distributed(spec, records=records, dimension=dimension))
 
 
+@functools.lru_cache(maxsize=64)  # a search by epsilon, asked anew for each of a run's messages
 def distributed_plan_of(statement: DistributedStatement) -> DistributedPlan:
     """Derive the numbers of a statement.
 

@@ -54,7 +54,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACIT_OPERATOR_HOME", str(tmp_path / "operator"))
     text = (heart_folder() / "run.toml").read_text()
     (tmp_path / "wrong.toml").write_text(text.replace("rounds = 20", "round = 20"))
-    promised = text.replace('mode = "record-local"', 'mode = "record-distributed"')
+    promised = text.replace('mode = "record-local"', 'mode = "central"')
     (tmp_path / "promises.toml").write_text(promised)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,11 @@ from tacit.cli.main import run
 from tacit.cli.progress import RoundProgress, line_of
 from tacit.cli.run import claims_table, with_names
 from tacit.core.artifacts import RunFolder, load_arrays
+from tacit.core.configuration import load_config
 from tacit.core.events import Event, EventKind
+from tacit.core.specification import RunSpec, canonical_json, specification_sha256
 from tacit.core.state import open_state
+from tacit.learning.resolved import resolved
 from tacit.simulation.children import Children, Interruption
 from tacit.simulation.owners import heart_folder
 
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEART = heart_folder() / "run.toml"
+DEMO = heart_folder() / "run-distributed.toml"
 
 
-def changed(tmp_path: Path, *changes: tuple[str, str]) -> str:
-    text = HEART.read_text()
+def changed(tmp_path: Path, *changes: tuple[str, str], of: Path = HEART) -> str:
+    text = of.read_text()
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
@@ -47,6 +52,54 @@ def test_check_says_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None
     assert summary["evaluation"]["epsilon"] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_check_says_among_whom_noise_is_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    """Members, threshold, colluders, noise beside a trusted server's, and both epsilons are told;
+    the size of the model is counted, so that the hash is that of what is submitted."""
+    assert run(["run", "check", str(DEMO), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    found = summary["secure_aggregation"]
+    assert found["members"] == ["cleveland", "hungarian", "switzerland", "va"]
+    assert (found["threshold"], found["colluders"], found["dimension"]) == (3, 1, 54)
+    assert found["noise_to_central"] == pytest.approx(math.sqrt(2), rel=1e-3)
+    assert found["epsilon_reserved"] == pytest.approx(1.0, abs=1e-3)
+    assert found["epsilon_settled"] == pytest.approx(0.790, abs=1e-3)
+    sized = resolved(load_config(DEMO, RunSpec).value, None)
+    assert summary["specification_sha256"] == specification_sha256(canonical_json(sized)).hex()
+    (warning,) = summary["warnings"]
+    assert "[E-POLICY-MODE]" in warning
+    assert run(["run", "check", str(DEMO)]) == 0
+    assert "noise_to_central: 1.414" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([("[model]", '[strategy]\nname = "Krum"\n[model]')], ["Krum looks at single updates"]),
+        ([("steps_per_round = 4", "dimension = 55")], ["E-SECAGG-DIMENSION", "54"]),
+        ([("steps_per_round = 4", "threshold = 2")], ["threshold: expected 3 to 4"]),
+        ([("steps_per_round = 4", "colluders = 2")], ["colluders: expected 1 to 1"]),
+    ],
+)
+def test_check_refuses_what_no_secure_sum_can_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[str, str]],
+    words: list[str],
+) -> None:
+    """Robust strategies are refused by name, and members or sizes that do not fit, by key."""
+    assert run(["run", "check", changed(tmp_path, *changes, of=DEMO)]) == 3
+    text = capsys.readouterr().err
+    for word in words:
+        assert word in text
+
+
+def test_both_runs_of_the_hospitals_have_one_data_contract() -> None:
+    """The demo's run and the walk-through's differ in who adds noise to what, not in the data."""
+    one, other = (load_config(path, RunSpec).value for path in (HEART, DEMO))
+    assert one.data == other.data
+    assert (one.model, one.privacy.epsilon) == (other.model, other.privacy.epsilon)
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
@@ -56,7 +109,12 @@ def test_check_says_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None
             3,
             ["strategy.name", "did you mean FedAvg?"],
         ),
-        ([('mode = "record-local"', 'mode = "record-distributed"')], 4, ["E-MODE-NOT-BUILT"]),
+        ([('mode = "record-local"', 'mode = "central"')], 4, ["E-MODE-NOT-BUILT"]),
+        (
+            [('mode = "record-local"', 'mode = "record-distributed"')],
+            3,
+            ["secure_aggregation: missing: name the members"],
+        ),
         ([('kind = "logistic"', 'kind = "cnn"')], 3, ["E-MODEL-CONTRACT"]),
         ([("epsilon = 1.0\n", "")], 3, ["exactly one of epsilon and noise_multiplier"]),
     ],
@@ -136,6 +194,20 @@ def test_events_become_one_line_each() -> None:
             EventKind.ROUND_FINISHED, round=3, cohort=["a", "b"], metrics={"loss": 0.5}, seconds=1.5
         )
         == "round 3/20: 2 owners, 1.5 s, loss 0.5"
+    )
+    summed = {
+        "round": 3,
+        "cohort": ["a", "b", "c", "d"],
+        "seconds": 1,
+        "survivors": ["a", "b", "c"],
+    }
+    lost = {"c": "E-NODE-GONE", "d": "E-X"}
+    assert event(EventKind.ROUND_FINISHED, **summed, lost={}) == (
+        "round 3/20: a sum of 3 of 4 owners, 1 s"
+    )
+    assert event(EventKind.ROUND_FINISHED, **summed, lost=lost) == (
+        "round 3/20: a sum of 3 of 4 owners, lost: c (E-NODE-GONE after its vector had come), "
+        "d (E-X), 1 s"
     )
     noised = {"accuracy": 0.8125, "accuracy-interval": [0.75, 0.875], "loss": None}
     noised["loss-interval"] = [0.0, 2.77]

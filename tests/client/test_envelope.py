@@ -119,18 +119,10 @@ def test_good_content_in_a_wrong_case_is_refused(changes: dict[str, Any], code: 
     assert refusal(manifest, payload, **changes) == code
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        PrivacyMode.RECORD_DISTRIBUTED,
-        PrivacyMode.CLIENT_DISTRIBUTED,
-        PrivacyMode.CENTRAL,
-    ],
-)
-def test_mode_without_mechanism_is_refused(mode: PrivacyMode) -> None:
+def test_mode_without_mechanism_is_refused() -> None:
     """What no mechanism protects does not leave, whatever the policy accepts."""
     manifest, payload = manifest_of(MODEL, GOOD)
-    privacy = PrivacySpec(mode=mode, clip=1.0, epsilon=1.0, delta=1e-3)
+    privacy = PrivacySpec(mode=PrivacyMode.CENTRAL, clip=1.0, epsilon=1.0, delta=1e-3)
     assert refusal(manifest, payload, spec=make_spec(privacy=privacy)) == "E-MODE-NOT-BUILT"
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from tacit.core.artifacts import load_arrays, save_arrays
-from tacit.core.specification import EvaluationSpec
+from tacit.core.configuration import load_config
+from tacit.core.specification import EvaluationSpec, RunSpec
 from tacit.learning.baselines import score_arrays, trivial_score
 from tacit.learning.models import initial_arrays
-from tacit.simulation.demo import HOSPITALS, demo_owners, demo_specification
+from tacit.simulation.demo import HOSPITALS, demo_owners
 from tacit.simulation.owners import heart_folder, owner_sets
 from tests.end_to_end.federation import federation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tacit.core.specification import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,7 +29,7 @@ POLICY = "allow_exact_metrics = true"
 
 
 def specification() -> RunSpec:
-    run = demo_specification()
+    run = load_config(heart_folder() / "run.toml", RunSpec).value
     people = replace(run.participation, rounds=ROUNDS, min_clients=len(OWNERS))
     return replace(run, participation=people, evaluation=EvaluationSpec(every=1))
 

@@ -14,17 +14,17 @@ import pytest
 
 from tacit.client.ledger_view import open_to_read
 from tacit.core.artifacts import load_arrays, save_arrays
-from tacit.core.specification import EvaluationSpec
+from tacit.core.configuration import load_config
+from tacit.core.specification import EvaluationSpec, RunSpec
 from tacit.learning.models import initial_arrays
 from tacit.privacy.plan import privacy_plan
-from tacit.simulation.demo import HOSPITALS, demo_specification
+from tacit.simulation.demo import HOSPITALS
 from tacit.simulation.owners import heart_folder
 from tests.end_to_end.federation import Federation, eventually, federation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tacit.core.specification import RunSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -33,7 +33,7 @@ ROUNDS = 2
 
 
 def specification() -> RunSpec:
-    run = demo_specification()
+    run = load_config(heart_folder() / "run.toml", RunSpec).value
     people = replace(run.participation, rounds=ROUNDS, min_clients=len(OWNERS))
     return replace(run, participation=people, evaluation=EvaluationSpec())
 

@@ -16,6 +16,7 @@ from tacit.privacy.accounting import (
     Mechanism,
     SampledGaussian,
     ZeroConcentrated,
+    _renyi_epsilon,
     adaptive_epsilon,
     epsilon_of,
     epsilon_of_events,
@@ -222,6 +223,32 @@ def test_discrete_noise_is_accounted_by_renyi() -> None:
     assert epsilon_of_events([event], 1e-5) == pytest.approx(3.248, abs=1e-3)
     worse = ZeroConcentrated(rho=1 / (2 * 4.4**2), xi=1e-3, steps=10)
     assert epsilon_of_events([worse], 1e-5) > epsilon_of_events([event], 1e-5)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-12, 0.5])
+@pytest.mark.parametrize(
+    "events",
+    [
+        [ZeroConcentrated(rho=1e-9, xi=1e-12)],
+        [ZeroConcentrated(rho=0.003, xi=1e-7, steps=20), ZeroConcentrated(rho=0.002, steps=3)],
+        [SampledGaussian(noise_multiplier=2.0, steps=7), ZeroConcentrated(rho=0.1, steps=100)],
+        [ZeroConcentrated(rho=400.0)],
+    ],
+)
+def test_lines_have_the_bound_of_the_renyi_accountant(
+    events: list[Mechanism], delta: float
+) -> None:
+    """Without its import, the bound on zCDP and full Gaussian events is that of dp_accounting."""
+    oracle = rdp.RdpAccountant()
+    for event in events:
+        one = (
+            dp_accounting.ZCDpEvent(event.rho, event.xi)
+            if isinstance(event, ZeroConcentrated)
+            else dp_accounting.GaussianDpEvent(event.noise_multiplier)
+        )
+        oracle.compose(one, event.steps)
+    found = _renyi_epsilon(tuple(events), delta)
+    assert found == pytest.approx(oracle.get_epsilon(delta), rel=1e-12, abs=1e-15)
 
 
 def test_with_discrete_noise_the_better_of_two_bounds_counts() -> None:

@@ -233,3 +233,10 @@ def test_a_run_is_planned_by_the_numbers_that_it_names(make_run: MakeRun) -> Non
         with pytest.raises(ConfigError, match="E-SECAGG-DIMENSION"):
             plan_of_run(run_of(make_run, table), records=200)
     assert plan_of_run(make_run(), records=200) == privacy_plan(make_run(), records=200)
+
+
+def test_shared_noise_has_no_plan_of_an_owners_own(make_run: MakeRun) -> None:
+    """Where an owner's own noise is asked for, a mode that shares it is refused by name."""
+    for table in (RECORDS | {"epsilon": 1.0}, UPDATES):
+        with pytest.raises(ValueError, match="parse_distributed"):
+            privacy_plan(run_of(make_run, table), records=200)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tacit.core.errors import ConfigError, RefusedError
 from tacit.core.results import SUM_CORRECT, SUM_LOSS, SUM_WRONG
-from tacit.core.specification import RunSpec
+from tacit.core.specification import PrivacyMode, RunSpec, SecureAggregationSpec
 from tacit.privacy.accounting import epsilon_of
 from tacit.privacy.evaluation_plan import ANSWERS, LOSS, estimate_metrics, evaluation_plan
 
@@ -69,7 +70,16 @@ def test_exact_metrics_have_no_plan(make_run: MakeRun) -> None:
         evaluation_plan(make_run(evaluation={"every": 1}))
 
 
-@pytest.mark.parametrize("mode", ["client-local", "record-distributed", "central"])
+def test_shared_noise_of_training_changes_nothing_of_the_metrics(make_run: MakeRun) -> None:
+    """Under record-distributed, too, each owner's sums leave with that owner's own noise."""
+    spec = evaluated(make_run)
+    secure = SecureAggregationSpec(members=("a-1", "b-1", "c-1"))
+    privacy = replace(spec.privacy, mode=PrivacyMode.RECORD_DISTRIBUTED)
+    shared = replace(spec, privacy=privacy, secure_aggregation=secure)
+    assert evaluation_plan(shared) == evaluation_plan(spec)
+
+
+@pytest.mark.parametrize("mode", ["client-local", "central"])
 def test_other_modes_have_no_mechanism_for_metrics(mode: str, make_run: MakeRun) -> None:
     """Record-level noise under another promise would be a wrong statement."""
     with pytest.raises(RefusedError, match="E-MODE-NOT-BUILT"):

@@ -171,6 +171,9 @@ def test_a_member_that_is_lost_at_any_step_does_not_stop_the_round(
     entry = rounds_of(done)[1]
     assert entry["attempt"] == 1
     assert list(entry["failed"].values()) == ["E-NODE-GONE"]
+    (gone,) = (int(node) for node in entry["failed"])
+    came = step in (CONSISTENCY, UNMASK)
+    assert sorted(entry["survivors"]) == [n for n in entry["cohort"] if came or n != gone]
     assert len(losing.vectors) == 4 * 3 - (step in ("train", KEYS, SHARES, MASKED))
 
 
