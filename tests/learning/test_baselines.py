@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from tacit.core.configuration import load_config
 from tacit.core.errors import RefusedError
 from tacit.core.specification import PrivacyMode, PrivacySpec, RunSpec
-from tacit.learning.baselines import score_arrays, train_alone, trivial_score, union
+from tacit.learning.baselines import (
+    score_arrays,
+    specification_alone,
+    train_alone,
+    trivial_score,
+    union,
+)
 from tacit.learning.models import build_model, initial_arrays, load_model_arrays, model_arrays
 from tacit.learning.prepared import Examples, PreparedSets
+from tacit.learning.resolved import resolved
 from tacit.learning.training import Recipe, train_model
+from tacit.privacy.distributed.plan import DistributedPlan, plan_of_run
 from tacit.privacy.noise import derive_key, fresh_key
 from tacit.privacy.plan import privacy_plan
 
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SEEDS = range(10)
+HEART = Path(__file__).parents[2] / "simulation" / "data" / "heart"
 
 
 def in_the_open(run: RunSpec) -> RunSpec:
@@ -146,3 +158,29 @@ def test_a_private_baseline_without_a_key_is_refused(
     """A comparison gives no model away for free either."""
     with pytest.raises(RefusedError, match="E-NOISE-KEY-MISSING"):
         train_alone(heart_run, hospitals(1))
+
+
+def test_what_shares_noise_is_compared_with_the_same_epsilon_in_one_place() -> None:
+    """The demo's run becomes one round of its 20 steps with one owner's noise, which is that of a
+    trusted server where all data are pooled: at the same epsilon, 1.41 times less."""
+    run = load_config(HEART / "run-distributed.toml", RunSpec).value
+    alone = specification_alone(run)
+    assert alone.secure_aggregation is None
+    plan = privacy_plan(alone, records=920)
+    assert (plan.mode, plan.steps) == (PrivacyMode.RECORD_LOCAL, 20)
+    assert plan.epsilon == pytest.approx(1.0, abs=1e-3)
+    assert plan.normaliser == pytest.approx(736.0)
+    shared = plan_of_run(resolved(run, None), records=303)
+    assert isinstance(shared, DistributedPlan)
+    central = plan.noise_deviation
+    assert shared.noise.released_deviation(4) / central == pytest.approx(math.sqrt(2), rel=0.15)
+    assert specification_alone(alone).training == alone.training
+
+
+def test_whole_updates_are_compared_without_noise() -> None:
+    """As under client-local: no node noises what stays."""
+    run = load_config(HEART / "run-distributed.toml", RunSpec).value
+    privacy = dataclasses.replace(run.privacy, mode=PrivacyMode.CLIENT_DISTRIBUTED)
+    alone = specification_alone(dataclasses.replace(run, privacy=privacy))
+    assert alone.privacy.mode is PrivacyMode.CLIENT_LOCAL
+    assert (alone.secure_aggregation, alone.training) == (None, run.training)
