@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     from tacit.attacks.target import Float64Array
 
+pytestmark = pytest.mark.slow
+
 SIDES = {"members": MEMBERS, "nonmembers": NON_MEMBERS, "population": POPULATION}
 ROWS = {  # of each side's records, with copies of the first ones
     "members": [*range(80), *range(5), *range(5), *range(5)],

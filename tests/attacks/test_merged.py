@@ -234,6 +234,7 @@ def test_what_rests_on_few_non_members_is_told_by_the_one_number(noise: float, s
     assert all(each.notes[1:] == (f"FPR 1 % rests on {said}",) for each in found.probes)
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_the_number_holds() -> None:
     """Over sixty audits, the numbers stray by as much as is said."""
     found = [result(0.0, noise=3.0, seed=10 * n).audited for n in range(60)]

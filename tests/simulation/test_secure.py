@@ -87,6 +87,7 @@ def test_strategies_of_the_mean_run_unmodified_over_a_sum(case: Case, tmp_path: 
         assert one["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_built_in_run_in_mode_none_is_summed_unseen(tmp_path: Path) -> None:
     """Weights and metrics of owners with different numbers of records give the same model."""
     plain = played(tiny(), tmp_path / "plain", clients=4)

@@ -14,7 +14,12 @@ from tacit.privacy.secagg.graph import default_threshold, graph_parameters, ring
 
 @pytest.mark.parametrize(
     ("members", "expected"),
-    [(200, (0, 134)), (300, (116, 88)), (500, (154, 116)), (1000, (198, 149))],
+    [
+        (200, (0, 134)),
+        (300, (116, 88)),
+        pytest.param(500, (154, 116), marks=pytest.mark.slow),
+        pytest.param(1000, (198, 149), marks=pytest.mark.slow),
+    ],
 )
 def test_parameters_of_the_sparse_graph(members: int, expected: tuple[int, int]) -> None:
     """The (k, t) that were computed elsewhere for 20 % corrupt, 10 % dropped, at 2^-80."""
