@@ -339,10 +339,10 @@ def test_check_remarks_on_modes_that_are_not_built(home: Path) -> None:
     """A mode that the owner wrote and this version lacks is named; the template has none such."""
     (home / "client.toml").write_text(SAMPLE)
     assert "policy" not in check(home)
-    (home / "client.toml").write_text(CONFIG + '[policy]\nmodes = ["record-distributed"]\n')
+    (home / "client.toml").write_text(CONFIG + '[policy]\nmodes = ["central"]\n')
     found = check(home)["policy"]
     assert found.grade is Grade.WARNING
-    assert "record-distributed" in found.text
+    assert "central" in found.text
 
 
 @pytest.mark.parametrize(
