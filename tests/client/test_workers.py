@@ -66,9 +66,9 @@ def evaluate(message, context):
         "reads-allowed": attempt(lambda: open(context.node_config["allowed"]).read()),
         "secret-in-environment": int("TACIT_SECRET" in os.environ),
         "telemetry-off": int(os.environ["FLWR_TELEMETRY_ENABLED"] == "0"),
-        "leaked": sum("private" in os.readlink(f"/proc/self/fd/{n}") for n in range(3, 40)
+        "leaked": sum("private" in os.readlink(f"/proc/self/fd/{n}") for n in range(3, 4096)
                       if os.path.lexists(f"/proc/self/fd/{n}")),
-        "sockets": sum("socket:" in os.readlink(f"/proc/self/fd/{n}") for n in range(40)
+        "sockets": sum("socket:" in os.readlink(f"/proc/self/fd/{n}") for n in range(4096)
                        if os.path.lexists(f"/proc/self/fd/{n}")),
         "torch": int("torch" in sys.modules),
         "starts-process": attempt(lambda: subprocess.run(["/bin/true"], check=True)),

@@ -172,7 +172,7 @@ def test_the_verb_waits_shows_and_writes(played: tuple[Federation, str]) -> None
 def test_a_stopped_twin_keeps_no_weights(played: tuple[Federation, str]) -> None:
     """However a twin ends, what its rounds had left is removed; its auditor may stop it."""
     made, run_id = played
-    asked = auditor(made, "audit", "canaries", run_id, "--directions", "20", "--detach", "--json")
+    asked = auditor(made, "audit", "canaries", run_id, "--directions", "40", "--detach", "--json")
     assert asked.code == 0, asked.err
     twin_id = asked.json["run_id"]
     made.wait_for_event(twin_id, "round_finished", round=2)
