@@ -30,6 +30,8 @@ LIMITS = (
     "Scores concern records as they were handed in; changed or partial records were not tried.",
 )
 
+_FEW = 10  # non-members above a threshold: below it an FPR is said to rest on so many
+
 _THE_RUNS_RECIPE = (
     "audit with the run.toml that made this model, on the records of all owners who trained it"
 )
@@ -125,24 +127,26 @@ def _found(point: PointFinding) -> str:
 
 
 def _thin(point: PointFinding, counted: Counted) -> str:
-    if point.non_members_above > 1:
+    if point.non_members_above >= _FEW:
         return ""
     return f"; that FPR rests on {_non_members(point, counted)}"
 
 
 def thin_notes(points: Sequence[PointFinding], counted: Counted) -> tuple[str, ...]:
-    """Say which FPRs rest on one non-member or none."""
+    """Say which FPRs rest on a few non-members, or on none."""
     return tuple(
         f"FPR {percent(point.asked_fpr)} rests on {_non_members(point, counted)}"
         for point in points
-        if point.non_members_above <= 1
+        if point.non_members_above < _FEW
     )
 
 
 def _non_members(point: PointFinding, counted: Counted) -> str:
+    count = point.non_members_above
+    many = "1 non-member" if count == 1 else f"{count} non-members"
     if counted.standard_error:
-        return "about 1 non-member at most"
-    return "1 non-member" if point.non_members_above else "no non-member"
+        return f"about {many if count else '1 non-member'} at most"
+    return many if count else "no non-member"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +193,11 @@ def _power(
     said = [f"n = {counted}"]
     resolved = 1.0 / max(1, counted.others) if least_fpr is None else least_fpr
     said.append(f"smallest resolvable FPR {percent(resolved)}")
-    visible = [point for point in points if point.least_evident_tpr is not None]
+    visible = [
+        point
+        for point in points
+        if point.least_evident_tpr is not None and point.asked_fpr >= resolved
+    ]
     if visible:
         point = min(visible, key=lambda point: point.asked_fpr)
         said.append(
@@ -203,6 +211,12 @@ def _power(
     return "; ".join(said)
 
 
+def _least_of(probe: ProbeFinding) -> float:
+    """Return how much a probe needs to see at least: of several the one that sees least speaks."""
+    needed = [point.least_evident_tpr for point in probe.points]
+    return max((least for least in needed if least is not None), default=1.0)
+
+
 def overall_line(probes: Sequence[ProbeFinding], strongest: ProbeFinding | None) -> str:
     """Say what a conclusive audit comes to: its strongest finding, or its power without any.
 
@@ -213,7 +227,7 @@ def overall_line(probes: Sequence[ProbeFinding], strongest: ProbeFinding | None)
     if strongest is not None:
         return f"{strongest.probe}: {strongest.line}"
     able = [probe for probe in probes if probe.outcome is Outcome.NO_EVIDENCE]
-    widest = max(able, key=lambda probe: (probe.members + probe.non_members, probe.auc.area.value))
+    widest = max(able, key=lambda probe: (probe.members + probe.non_members, _least_of(probe)))
     said = widest.line.removeprefix(Outcome.NO_EVIDENCE.value)
     count = "1 probe" if len(able) == 1 else f"any of {len(able)} probes"
     unable = ", ".join(probe.probe for probe in probes if probe not in able)

@@ -20,7 +20,7 @@ from tacit.attacks.report_form import CANARY_SCHEMA
 from tacit.audit.canary_compare import are_canaries, compare_canaries
 from tacit.audit.compare import compare_reports
 from tacit.audit.report import read_report
-from tacit.cli.audit_canaries import TwinTerms, audit_by_canaries
+from tacit.cli.audit_canaries import TwinTerms, audit_by_canaries, keep_canaries
 from tacit.cli.audit_federation import (
     FederatedTerms,
     Where,
@@ -322,15 +322,14 @@ def show(
         value = report_of_run(report, where)
         if verify:
             _verify_canaries(value)
-        if value["schema"] != CANARY_SCHEMA:
-            show_kept(value, where, json=json)
-            return
-    elif out is not None:
+        keep = keep_canaries if value["schema"] == CANARY_SCHEMA else show_kept
+        keep(value, where, json=json)
+        return
+    if out is not None:
         raise UsageError("E-OPTIONS", f"expected --out with a RUN, got the report {report} itself")
-    else:
-        value = read_report(Path(report))
-        if verify:
-            _verify_canaries(value)
+    value = read_report(Path(report))
+    if verify:
+        _verify_canaries(value)
     if json:
         emit(value, json=True)
     elif value["schema"] == CANARY_SCHEMA:

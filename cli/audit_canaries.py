@@ -69,21 +69,39 @@ def audit_by_canaries(terms: TwinTerms, where: Where, *, detach: bool, json: boo
             f"Submitted the twin {twin_id}; owners who have to agree see it there.", err=True
         )
         if detach:
+            typer.echo(
+                f"Its report, once it is over: tacit audit show {twin_id} [--out FOLDER]", err=True
+            )
             emit({"run_id": twin_id} if json else twin_id, json=json)
             return
         wait_for(client, twin_id, what="twin", json=json)
         report = canaries_of(client, twin_id)
     if report is None:
         raise UnavailableError("E-FILE-UNKNOWN", f"expected {CANARIES_NAME} of {twin_id}, got none")
-    folder = where.out or Path("audits") / twin_id
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    make_private_folder(folder)
-    write_atomic(folder / CANARIES_NAME, canaries_bytes(report))
+    keep_canaries(report, where, json=json)
+
+
+def keep_canaries(report: dict[str, Any], where: Where, *, json: bool) -> None:
+    """Write a report on canaries into its folder, and show it: however it was fetched.
+
+    Raises:
+        UnavailableError: the folder that was asked for cannot be written.
+    """
+    folder = where.out or Path("audits") / report["canary_run"]
+    kept = f"Report: {folder.resolve() / CANARIES_NAME}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
+        write_atomic(folder / CANARIES_NAME, canaries_bytes(report))
+    except (UnavailableError, OSError) as error:
+        if where.out is not None:
+            raise
+        kept = f"Not kept: {error}; name another folder: --out"
     if json:
         emit(report, json=True)
         return
     show_canaries(report)
-    typer.echo(f"Report: {folder.resolve() / CANARIES_NAME}")
+    typer.echo(kept)
 
 
 def _submitted(client: ControlClient, terms: TwinTerms) -> str:

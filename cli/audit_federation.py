@@ -112,6 +112,7 @@ def wait_for(client: ControlClient, run_id: str, *, what: str, json: bool) -> No
         typer.Exit: nobody waits for it any more.
         KeyboardInterrupt: likewise, for whoever reads JSON.
     """
+    typer.echo(f"It waits until enough owners agree. To end it: tacit run stop {run_id}", err=True)
     try:
         watch_run(client, run_id, stream=sys.stderr)
     except KeyboardInterrupt:

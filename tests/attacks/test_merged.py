@@ -86,7 +86,7 @@ def test_the_line_states_the_intervals_that_decided(noise: float) -> None:
             ]
             said = [f"[{low:.3g}, {high:.3g}]" for low, high in ends]
             assert re.findall(r"\[.*?\]", probe.line) == said
-            assert probe.line.endswith("(corrected for 12 tests)")
+            assert "(corrected for 12 tests)" in probe.line
             reaching += best.tpr.low <= best.asked_fpr
     assert reaching > 0  # else this shows nothing
 
@@ -231,7 +231,7 @@ def test_what_rests_on_few_non_members_is_told_by_the_one_number(noise: float, s
     lowest = [next(p for p in each.points if p.asked_fpr == 0.01) for each in found.probes]
     assert {point.is_resolvable for point in lowest} == {others >= 100}
     assert {point.non_members_above for point in lowest} == {others // 100}
-    assert all(each.notes[1:] == (f"FPR 1 % rests on {said}",) for each in found.probes)
+    assert all(f"FPR 1 % rests on {said}" in each.notes for each in found.probes)
 
 
 @pytest.mark.slow

@@ -87,13 +87,16 @@ def test_what_rests_on_one_non_member_is_said() -> None:
     assert finding.notes == ("FPR 0.1 % rests on 1 non-member",)
 
 
-def test_what_rests_on_no_non_member_is_said() -> None:
+def test_what_rests_on_few_non_members_or_none_is_said() -> None:
     """Of 200 others none can stand for 0.1 %: nothing is tested there, and a note says why."""
     rng = np.random.default_rng(6)
     finding = found("one", rng.random(200), rng.random(200))
     thin = next(point for point in finding.points if point.asked_fpr == 0.001)
     assert (thin.is_resolvable, thin.non_members_above, thin.corrected_tpr) == (False, 0, None)
-    assert finding.notes == ("FPR 0.1 % rests on no non-member",)
+    assert finding.notes == (
+        "FPR 1 % rests on 2 non-members",
+        "FPR 0.1 % rests on no non-member",
+    )
 
 
 def test_an_area_is_stated_at_the_level_of_its_test() -> None:
