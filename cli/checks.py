@@ -150,10 +150,9 @@ def with_size(file: Path, specification: RunSpec) -> RunSpec:
     """
     if not specification.privacy.mode.is_distributed:
         return specification
-    from tacit.learning.resolved import resolved  # noqa: PLC0415 - torch, and only here
+    from tacit.learning.resolved import resolved_beside  # noqa: PLC0415 - torch, and only here
 
-    initial = file.parent / specification.initial if specification.initial else None
-    return resolved(specification, initial)
+    return resolved_beside(file, specification)
 
 
 def _verify_initial(file: Path, specification: RunSpec) -> None:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Offer, Verdict, refusals
 from tacit.client.charges import Charges
-from tacit.client.daemon import epsilon_of
+from tacit.client.daemon import IDENTITY_FOLDER, epsilon_of
 from tacit.client.ledger_view import open_to_read
+from tacit.client.members import load_pinned
 from tacit.client.placement import verify_readable
 from tacit.client.runs import parse_specification
 from tacit.client.store import STORE_NAME, open_store
 from tacit.core.errors import RefusedError, TacitError
+from tacit.core.membership import Membership
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 
 if TYPE_CHECKING:
@@ -43,16 +45,21 @@ def foreseen_refusals(
         isolated: whether a worker can be confined here.
 
     Raises:
-        TacitError: the ledger or the store cannot be read.
+        TacitError: the ledger, the store or the pinned members cannot be read.
     """
+    pinned = None
+    if specification.secure_aggregation is not None:
+        pinned = load_pinned(folder, Membership(folder / IDENTITY_FOLDER))
     with _ledger(folder) as ledger:
         charges = Charges(ledger, config=config, public_key=bytes(32))
         offer = Offer(
             specification=specification,
-            epsilon=_epsilon(specification, config),
+            epsilon=planned_epsilon(specification, config),
             isolated=isolated,
             unaffordable=charges.refusal(specification, _RUN_ID, beside=_beside(folder)),
             unreadable=_unreadable(specification, config),
+            pinned=() if pinned is None else pinned.keys,
+            own_name="" if pinned is None else pinned.own_name,
         )
     return list(refusals(offer, config))
 
@@ -64,6 +71,13 @@ def _ledger(folder: Path) -> Iterator[Ledger]:
         with open_to_read(folder) as ledger:
             yield ledger
         return
+    with empty_ledger() as ledger:
+        yield ledger
+
+
+@contextlib.contextmanager
+def empty_ledger() -> Iterator[Ledger]:
+    """Give a ledger of an owner who has spent nothing; nothing of it is kept."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / LEDGER_NAME
         with Ledger.open(path, signer=lambda _: bytes(64), clock=time.time) as ledger:
@@ -83,12 +97,13 @@ def _beside(folder: Path) -> dict[str, RunSpec]:
     return found
 
 
-def _epsilon(specification: RunSpec, config: ClientConfig) -> float | None:
+def planned_epsilon(specification: RunSpec, config: ClientConfig) -> float | None:
+    """Return what a whole run costs each unit of its data set; None without data set or account."""
     data_set = config.data_sets.get(specification.data_set)
     if data_set is None:
         return None
     try:
-        return epsilon_of(specification, data_set.records, specification.participation.rounds)
+        return epsilon_of(specification, data_set.records, specification.training_releases)
     except TacitError:
         return None  # what is wrong is refused by name
 

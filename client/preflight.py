@@ -361,6 +361,11 @@ def _run(config: ClientConfig, run: Path, folder: Path, *, confined: bool) -> It
     subject = f"contract of {run.name}"
     try:
         specification = load_config(run, RunSpec).value
+        if specification.privacy.mode.is_distributed:  # as the operator's own machine counts it
+            # torch, and only here
+            from tacit.learning.resolved import resolved_beside  # noqa: PLC0415
+
+            specification = resolved_beside(run, specification)
     except TacitError as error:
         yield _wrong(subject, error)
         return

@@ -36,3 +36,13 @@ def resolved(specification: RunSpec, initial: Path | None) -> RunSpec:
     if specification.app is None:
         return with_dimension(specification, initial_arrays(specification))
     return with_dimension(specification, load_arrays(initial) if initial is not None else {})
+
+
+def resolved_beside(file: Path, specification: RunSpec) -> RunSpec:
+    """Return the specification of a run.toml as :func:`resolved` does; its weights stand beside it.
+
+    Raises:
+        TacitError: as :func:`resolved`.
+    """
+    initial = file.parent / specification.initial if specification.initial else None
+    return resolved(specification, initial)

@@ -62,11 +62,6 @@ class SecurePlan:
     clip: float = 0.0
     noise: DistributedNoise | None = None
 
-    @property
-    def members(self) -> int:
-        """How many members the run names (n)."""
-        return len(self.secure.members)
-
     def encode(self, changes: Float64Array, limbs: Words) -> Words:
         """Return a vector without noise as integers of the ring (uint32, shape ``(d,)``).
 

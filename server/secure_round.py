@@ -140,6 +140,7 @@ class SecureRounds:
         lost = [_failure(m, failed) for m in asked.messages if _node(m) in failed]
         if self._done < steps:
             return Secured(replies=lost, reason=reason)
+        self._begun = 0  # whoever tries a finished round again begins it anew
         mean = self._reply(asked, survivors, metrics)
         return Secured(replies=[mean, *lost], survivors=survivors)
 

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tacit.client.approvals import Verdict, app_of
 from tacit.client.configuration import Approval, AppRule, AuditPolicy, ClientConfig, Policy
+from tacit.client.daemon import epsilon_of
 from tacit.client.node import Node
 from tacit.client.payload import BufferPayload
 from tacit.client.prepare import prepare_data
@@ -38,7 +39,6 @@ from tacit.core.specification import (
 )
 from tacit.learning.models import initial_arrays
 from tacit.learning.resolved import resolved
-from tacit.privacy.distributed.plan import epsilon_of_answers, plan_of_run
 from tacit.privacy.ledger import LEDGER_NAME, Ledger
 from tacit.privacy.secagg.guard import MemoryGuard
 from tacit.privacy.secagg.terms import Member
@@ -277,12 +277,6 @@ def simulate(
 def fresh_run_id() -> str:
     """Return an id that no run has."""
     return f"r-{secrets.token_hex(4)}"
-
-
-def epsilon_of(specification: RunSpec, records: int, releases: int) -> float | None:
-    """Return what a run costs each unit of so many records at most, after ``releases`` updates."""
-    plan = plan_of_run(specification, records=records)
-    return epsilon_of_answers(plan, releases) if plan.is_private else None
 
 
 def _play(task: RunTask, port: LocalPort, tell: _Journal) -> None:

@@ -7,20 +7,18 @@ nothing is confined here, whose apps run with their user's rights anyway.
 
 from __future__ import annotations
 
-import tempfile
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tacit.client.approvals import Offer, refusals
 from tacit.client.charges import Charges
 from tacit.client.configuration import ClientConfig, DataFormat, load_client_config
-from tacit.core.errors import RefusedError, TacitError, UsageError
-from tacit.privacy.ledger import LEDGER_NAME, Ledger
-from tacit.simulation.federation import epsilon_of
+from tacit.client.foreseen import empty_ledger, planned_epsilon
+from tacit.core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tacit.client.configuration import DataSet, Policy
     from tacit.core.specification import RunSpec
 
@@ -69,28 +67,22 @@ def load_rules(path: Path, specification: RunSpec) -> Rules:
 
 def _refusals(specification: RunSpec, config: ClientConfig) -> list[RefusedError]:
     """Return what an owner who has spent nothing yet has against a run."""
-    data_set = config.data_sets.get(specification.data_set)
+    secure = specification.secure_aggregation
+    members = () if secure is None else secure.members  # in a trial all have pinned one another
     offer = Offer(
         specification=specification,
-        epsilon=None if data_set is None else _epsilon(specification, data_set),
+        epsilon=planned_epsilon(specification, config),
         isolated=False,
         unaffordable=_unaffordable(specification, config),
+        pinned=members,
+        own_name=next(iter(members), ""),
     )
     found = list(refusals(offer, config))
     missing = [error for error in found if error.code == "E-POLICY-DATA-SET"]
     return missing or found  # what a run costs an unknown data set, nobody can say
 
 
-def _epsilon(specification: RunSpec, data_set: DataSet) -> float | None:
-    try:
-        return epsilon_of(specification, data_set.records, specification.participation.rounds)
-    except TacitError:
-        return None  # as at a node; what is wrong is refused by name
-
-
 def _unaffordable(specification: RunSpec, config: ClientConfig) -> RefusedError | None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / LEDGER_NAME
-        with Ledger.open(path, signer=lambda _: bytes(64), clock=time.time) as ledger:
-            charges = Charges(ledger, config=config, public_key=bytes(32))
-            return charges.refusal(specification, "trial", beside={})
+    with empty_ledger() as ledger:
+        charges = Charges(ledger, config=config, public_key=bytes(32))
+        return charges.refusal(specification, "trial", beside={})

@@ -12,6 +12,7 @@ from tacit.attacks.findings import Correction, Outcome, ProbeFinding, strongest_
 from tacit.attacks.plans import PLANS
 from tacit.attacks.scoring import Scored, finding_of
 from tacit.attacks.significance import LEVEL, number_of_tests
+from tacit.attacks.wording import overall_line
 
 PROBES = 5
 PLAN = dataclasses.replace(PLANS["quick"], name="scored", fprs=(0.05, 0.01, 0.001))
@@ -32,6 +33,23 @@ def found(name: str, members: np.ndarray, others: np.ndarray) -> ProbeFinding:
     )
     is_member = np.arange(len(scores)) < len(members)
     return finding_of(scored, is_member, {}, plan=PLAN, correction=correction)
+
+
+def test_of_several_powers_the_least_is_stated() -> None:
+    """Of probes that found nothing, the line is that of the one that needs the most to see it."""
+    rng = np.random.default_rng(5)
+    able = found("able", rng.random(400), rng.random(400))
+    points = tuple(
+        dataclasses.replace(point, least_evident_tpr=point.least_evident_tpr * 2)
+        if point.least_evident_tpr is not None
+        else point
+        for point in able.points
+    )
+    blunt = dataclasses.replace(able, probe="blunt", points=points, line=f"{able.line}, blunt")
+    for probes in ([able, blunt], [blunt, able]):
+        line = overall_line(probes, None)
+        assert line.startswith("no evidence by any of 2 probes")
+        assert line.endswith(", blunt")
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import pytest
 
 from tacit.attacks.canary_plan import one_run_ceiling
 from tacit.attacks.claim import Claim
+from tacit.audit.report import read_report
 from tacit.cli import audit_federation
-from tacit.cli.audit_canaries import TwinTerms, planned_canaries
-from tacit.cli.audit_federation import wait_for
+from tacit.cli.audit_canaries import TwinTerms, keep_canaries, planned_canaries
+from tacit.cli.audit_federation import Where, wait_for
 from tacit.cli.main import run
-from tacit.core.errors import UsageError
+from tacit.core.errors import UnavailableError, UsageError
 from tacit.core.privacy_spec import PrivacyUnit
+from tests.attacks.test_opened import answered, report_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,3 +132,23 @@ def test_ctrl_c_under_json_ends_with_the_error(capsys: pytest.CaptureFixture[str
         wait_for(client, RUN, what="audit", json=False)
     assert ended.value.exit_code == 130
     assert f"tacit audit show {RUN}" in capsys.readouterr().err
+
+
+def test_a_report_on_canaries_is_kept_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In --out, else below audits; a default folder that cannot be written is said, and the report
+    shown all the same; one that was asked for is an error."""
+    report = report_of(answered(1, "north", gap=0.0))
+    monkeypatch.chdir(tmp_path)
+    keep_canaries(report, Where(out=tmp_path / "here"), json=False)
+    keep_canaries(report, Where(), json=False)
+    for folder in (tmp_path / "here", tmp_path / "audits" / report["canary_run"]):
+        assert read_report(folder) == report
+    (tmp_path / "audits" / report["canary_run"] / "canaries.json").unlink()
+    (tmp_path / "audits" / report["canary_run"]).rmdir()
+    (tmp_path / "audits" / report["canary_run"]).write_text("a file")
+    keep_canaries(report, Where(), json=False)
+    assert "Not kept: " in capsys.readouterr().out
+    with pytest.raises((UnavailableError, OSError)):
+        keep_canaries(report, Where(out=tmp_path / "audits" / report["canary_run"]), json=False)

@@ -405,6 +405,34 @@ def test_check_judges_a_run_as_the_node_will(home: Path) -> None:
     assert check(home, run=home / "run.toml")["verdict on run.toml"].grade is Grade.OK
 
 
+SECURE = """
+[secure_aggregation]
+members = ["north", "bo", "cy"]
+steps_per_round = 3
+"""
+
+
+def test_check_judges_a_secure_run_by_the_pinned_members(home: Path) -> None:
+    """Of a run.toml that has not counted its numbers yet: who is not pinned, and what it costs."""
+    membership = Domain.create().member(home / "identity", 1)
+    name = membership.identity.name
+    text = RUN_TOML.replace("record-local", "record-distributed").replace(
+        "delta = 1e-3", "delta = 1e-3\nnormaliser = 90"
+    )
+    text = text.replace("rounds = 2", "rounds = 2\nmin_clients = 3")
+    (home / "run.toml").write_text(text + SECURE.replace("north", name))
+    policy = '[policy]\nmodes = ["record-distributed"]\nmin_clients = 3\nmax_epsilon_per_run = 1\n'
+    (home / "client.toml").write_text(CONFIG + policy)
+    keys = {"bo": bytes(32)}
+    (home / "members.toml").write_text(format_members(keys))
+    found = check(home, run=home / "run.toml")["verdict on run.toml"]
+    assert (found.grade, "not pinned here are: cy" in found.text) == (Grade.WRONG, True)
+    (home / "members.toml").write_text(format_members(keys | {"cy": bytes(31) + b"\1"}))
+    assert check(home, run=home / "run.toml")["verdict on run.toml"].grade is Grade.OK
+    (home / "client.toml").write_text(CONFIG + policy.replace("per_run = 1", "per_run = 0.9"))
+    assert "E-POLICY-EPSILON" in check(home, run=home / "run.toml")["verdict on run.toml"].text
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -11,10 +11,12 @@ from tacit.client.approvals import app_of
 from tacit.client.configuration import DataFormat
 from tacit.core.artifacts import save_arrays
 from tacit.core.errors import RefusedError, UsageError
+from tacit.learning.resolved import resolved
 from tacit.simulation.federation import simulate
 from tacit.simulation.owners import bare_owners, owners_in
 from tacit.simulation.rules import load_rules
 from tests.conformance import CASES, NODES, initial_arrays, run_spec
+from tests.simulation.test_distributed import by_record
 from tests.simulation.test_federation import tiny, write_data
 
 if TYPE_CHECKING:
@@ -65,3 +67,18 @@ def test_images_cannot_be_dealt_out(tmp_path: Path) -> None:
     text = f'[data_sets.default]\npath = "."\nrecords = 9\nformat = "{DataFormat.IMAGES.value}"\n'
     with pytest.raises(UsageError, match="E-DATA-FORMAT"):
         load_rules(written(tmp_path, text + POLICY), tiny())
+
+
+def test_a_run_whose_sums_nobody_sees_is_held_against_the_file(tmp_path: Path) -> None:
+    """In a trial all members have pinned one another; what several steps a round cost counts."""
+    run = resolved(by_record(rounds=2, steps=4, epsilon=1.0), None)
+    text = DATA_SET.replace('forbidden = ["b"]\n', "") + POLICY.replace(
+        "none", "record-distributed"
+    )
+    limit = "max_epsilon_per_run = {}\n"
+    assert load_rules(written(tmp_path, text + limit.format(1.0)), run).data_set is not None
+    with pytest.raises(RefusedError, match="E-POLICY-EPSILON"):
+        load_rules(written(tmp_path, text + limit.format(0.9)), run)
+    floor = "[policy.secure_aggregation]\nmin_members = 5\n"
+    with pytest.raises(RefusedError, match="E-COHORT-TOO-SMALL"):
+        load_rules(written(tmp_path, text + limit.format(1.0) + floor), run)
